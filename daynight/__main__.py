@@ -1,0 +1,3 @@
+from daynight.cli import main
+
+main()

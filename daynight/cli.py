@@ -1,0 +1,157 @@
+"""The console script: turns `config.py` into commands, and what goes wrong into one line."""
+
+import difflib
+import inspect
+import json
+import os
+import sys
+import traceback
+from copy import copy
+from dataclasses import MISSING, fields
+from importlib import import_module
+from typing import Annotated, get_type_hints
+
+import typer
+
+from daynight import __version__, config
+from daynight.errors import InputError, RunError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+# name, options, what it runs, help
+COMMANDS = (
+    ("translate-train", config.TranslateTrainOptions, "daynight.translation:train",
+     "Learn to turn day images into night ones: CycleGAN with a feature loss (§3.2)."),
+    ("translate", config.TranslateOptions, "daynight.translation:translate",
+     "Translate every image of a tree; its labels come along."),
+    ("seg-train", config.SegTrainOptions, "daynight.segmentation:train",
+     "Train a segmentation network on day, translated and real night images (§3.3)."),
+    ("eval", config.EvalOptions, "daynight.evaluation:evaluate",
+     "Score teachers on labelled data sets, as Table 1 (§4.3)."),
+    ("predict", config.PredictOptions, "daynight.evaluation:predict",
+     "Label a folder of images: ids, colours and overlays."),
+    ("demo", config.DemoOptions, "daynight.demo:demo",
+     "The whole method in minutes, on drawn street scenes: nothing to download."),
+)  # fmt: skip
+
+
+def spelling(declaration: str) -> str:
+    """How an option is spelt in a config file: "--lambda-cyc" → "lambda-cyc"."""
+    return declaration.split("/")[0].lstrip("-")
+
+
+def parameters(options: type) -> dict[str, str]:
+    """Each field of a dataclass of options, with its spelling."""
+    hints = get_type_hints(options, include_extras=True)
+    return {f.name: spelling(hints[f.name].__metadata__[0].param_decls[0]) for f in fields(options)}
+
+
+def variables(command: str, name: str) -> list[str]:
+    """The environment variables of an option."""
+    names = [f"DAYNIGHT_{command}_{name}".upper().replace("-", "_")]
+    return names + ["DAYNIGHT_DATA"] * (name == "data-root")
+
+
+def signature(command: str, options: type) -> inspect.Signature:
+    """A dataclass of options as the signature that Typer reads."""
+    hints, spellings, result = get_type_hints(options, include_extras=True), parameters(options), []
+    for f in sorted(fields(options), key=lambda f: tuple(hints).index(f.name)):
+        base, info = hints[f.name].__origin__, copy(hints[f.name].__metadata__[0])
+        info.envvar, info.show_envvar = variables(command, spellings[f.name]), False
+        if f.name == "config":
+            info.is_eager, info.callback = True, read_config
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        default = inspect.Parameter.empty if default is MISSING else default
+        annotation = Annotated[base, info]
+        result.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return inspect.Signature(result)
+
+
+def read_config(ctx: typer.Context, path: str | None) -> str | None:
+    """Let the options in a JSON file stand in for the defaults; keys that begin with # are remarks."""
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"--config {path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: wanted: a JSON object, option: value")
+    content = content.get("options", content)
+    names = {spelling(p.opts[0]): p for p in ctx.command.params if p.name != "help"}
+    defaults = {}
+    for key, value in content.items():
+        spelt = key.replace("_", "-")
+        if key.startswith("#") or value is None:
+            continue
+        if spelt not in names:
+            near = difflib.get_close_matches(spelt, names, 1)
+            raise InputError(f"--config {path}: no option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        try:
+            names[spelt].process_value(ctx, value)
+        except (typer.TyperException, TypeError) as error:
+            message = error.format_message() if hasattr(error, "format_message") else error
+            raise InputError(f"--config {path}: {key}: {message}") from None
+        defaults[names[spelt].name] = value
+    ctx.default_map = (ctx.default_map or {}) | defaults
+    return path
+
+
+def add(name: str, options: type, target: str, help: str) -> None:
+    module, function = target.split(":")
+
+    def command(**values):
+        given = options(**values)
+        try:
+            getattr(import_module(module), function)(given)
+        except Exception:
+            if given.debug:
+                traceback.print_exc()
+            raise
+
+    command.__signature__ = signature(name, options)
+    app.command(name, help=help)(command)
+
+
+for entry in COMMANDS:
+    add(*entry)
+
+
+def show_version(value: bool) -> None:
+    if value:
+        print(f"daynight {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show it.", is_eager=True, callback=show_version)] = False,
+):
+    """Segmentation that works at night, learned from labelled day images alone."""
+
+
+def unknown_variables() -> list[str]:
+    known = {v for name, options, *_ in COMMANDS for s in parameters(options).values() for v in variables(name, s)}
+    return sorted(v for v in os.environ if v.startswith("DAYNIGHT_") and v not in known)
+
+
+def main() -> None:
+    """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
+    for variable in unknown_variables():
+        print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except (InputError, RunError) as error:
+        code, message = error.exit_code, str(error)
+    except typer.TyperException as error:
+        code, message = error.exit_code, error.format_message()
+    except (KeyboardInterrupt, typer.Abort):
+        code, message = 130, "interrupted"
+    except Exception as error:
+        code, message = 1, f"{type(error).__name__}: {error} (--debug shows where)"
+    if message:
+        print("daynight: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

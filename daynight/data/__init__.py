@@ -1,0 +1,1 @@
+"""What comes from disk: layouts, labels, samples."""

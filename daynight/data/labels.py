@@ -1,0 +1,142 @@
+"""Classes and label maps: train ids in one channel, 255 where nothing is to be learned or scored."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from daynight.errors import InputError
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set in the order of their train ids, with the RGB colour (0 to 255) each is drawn in."""
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+# cityscapesScripts, labels.py: (name, label id, colour) of the classes that are trained, in the order of train ids
+_TRAINED = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+CITYSCAPES = Classes(tuple(name for name, _, _ in _TRAINED), tuple(color for _, _, color in _TRAINED))
+LABEL_ID_COUNT = 34  # 0 'unlabeled' to 33 'bicycle'; -1 'license plate' is 255 in a file of bytes
+
+TRAIN_ID_OF = np.full(256, IGNORE, np.uint8)  # indexed by label id
+LABEL_ID_OF = np.zeros(256, np.uint8)  # indexed by train id; what is ignored becomes 0 'unlabeled'
+for _train_id, (_, _label_id, _) in enumerate(_TRAINED):
+    TRAIN_ID_OF[_label_id] = _train_id
+    LABEL_ID_OF[_train_id] = _label_id
+TRAIN_ID_OF.flags.writeable = LABEL_ID_OF.flags.writeable = False
+
+
+def read_classes(path: Path) -> Classes:
+    """`classes.json`, a list of `{"name": str, "color": [r, g, b]}` in the order of train ids, at most 255 of them.
+
+    Raises InputError with the file's name, and the entry's number counted from 0 as train ids are.
+    """
+    wanted = 'expected a list of {"name": "road", "color": [128, 64, 128]}'
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); {wanted}") from error
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: {wanted}")
+    if len(entries) > IGNORE:
+        raise InputError(f"{path}: {len(entries)} classes; at most 255 fit beside the ignore index 255")
+
+    names, colors = [], []
+    for number, entry in enumerate(entries):
+        name, color = (entry.get("name"), entry.get("color")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{path}: class {number} has no name; {wanted}")
+        if name in names:
+            raise InputError(
+                f"{path}: class {number} is named {name!r} like class {names.index(name)}; give it another"
+            )
+        # `type is int`: True would pass for 1
+        if not isinstance(color, list) or len(color) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in color):
+            raise InputError(
+                f"{path}: class {number} ({name!r}) has color {color!r}; expected [r, g, b], 0 to 255 each"
+            )
+        names.append(name)
+        colors.append(tuple(color))
+    return Classes(tuple(names), tuple(colors))
+
+
+def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The label map of one image as train ids: H×W uint8, each 0 to len(classes) - 1 or 255 = ignore.
+
+    kind: "labelIds" (Cityscapes ids, mapped to train ids) or "labelTrainIds" / "trainIds" (as they are).
+    size: (height, width) of the image. Palette files are read by index. Raises InputError with the file's name when
+    it is unreadable, colour-coded, of another size than its image, or holds a value that is no class.
+    """
+    if kind not in ("labelIds", "labelTrainIds", "trainIds"):
+        raise ValueError(f"label kind {kind!r}")
+    try:
+        with Image.open(path) as image:
+            mode, values = image.mode, np.asarray(image)
+    # Pillow answers broken files with any of these
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        cause = getattr(error, "strerror", None) or "damaged, or not an image"
+        raise InputError(f"{path}: cannot be read as a label ({cause}); expected a PNG with train ids") from error
+    if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
+        raise InputError(f"{path}: colour-coded ({mode}); expected train ids in one channel, {IGNORE} = ignore")
+    if size is not None and values.shape != tuple(size):
+        has, wants = (f"{height}x{width}" for height, width in (values.shape, size))
+        raise InputError(f"{path}: label of {has} (height x width) for an image of {wants}; expected the same size")
+    if mode == "1":
+        values = values.astype(np.uint8)
+
+    count = LABEL_ID_COUNT if kind == "labelIds" else len(classes)
+    wrong = ((values < 0) | (values >= count)) & (values != IGNORE)
+    if wrong.any():
+        value = int(values[wrong].min())
+        if kind == "labelIds":
+            raise InputError(f"{path}: value {value} is no Cityscapes label id; expected 0 to 33, or 255 = ignore")
+        hint = "; for Cityscapes ids use labelIds" if classes == CITYSCAPES and value < LABEL_ID_COUNT else ""
+        raise InputError(
+            f"{path}: value {value} is no class: there are {count} classes, so 0 to {count - 1}, or 255 = ignore{hint}"
+        )
+    values = values.astype(np.uint8, copy=True)  # the array under a Pillow image is read-only
+    return TRAIN_ID_OF[values] if kind == "labelIds" else values
+
+
+def to_label_ids(train_ids: np.ndarray) -> np.ndarray:
+    """Cityscapes label ids, uint8, of Cityscapes train ids (any shape, uint8); 255 = ignore becomes 0 'unlabeled'."""
+    return LABEL_ID_OF[train_ids]
+
+
+def colorize(train_ids: np.ndarray, classes: Classes) -> np.ndarray:
+    """Train ids, H×W uint8, in the colours of their classes: H×W×3 uint8, ignore black."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(classes)] = classes.colors
+    return palette[train_ids]

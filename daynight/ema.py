@@ -1,0 +1,28 @@
+"""Exponential moving averages of weights: the teacher (§3.3) and the generators that are kept (§4.2)."""
+
+from copy import deepcopy
+
+import torch
+
+
+class EMA:
+    """Eq. 13: w ← α w + (1 - α) w_student, held in `model`, a copy in eval mode that takes no gradient.
+
+    α = min(decay, (1 + k) / (10 + k)) at the k-th update, so that a short run is not held back by its random start:
+    it reaches 0.999 after 8,990 updates and 0.9999 after 89,990. Buffers are copied.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self.model = deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, student: torch.nn.Module, k: int) -> None:
+        """Take in the student's weights as the k-th update, k from 0. Raises `ValueError` for another network."""
+        ours, theirs = dict(self.model.named_parameters()), dict(student.named_parameters())
+        if ours.keys() != theirs.keys():
+            raise ValueError("the student's parameters are not those of its average")
+        alpha = min(self.decay, (1 + k) / (10 + k))
+        torch._foreach_lerp_(list(ours.values()), [theirs[name].detach() for name in ours], 1 - alpha)
+        for ours, theirs in zip(self.model.buffers(), student.buffers(), strict=True):
+            ours.copy_(theirs)

@@ -1,0 +1,1 @@
+"""The networks. They know nothing of files, command lines or Accelerate."""

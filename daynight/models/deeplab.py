@@ -1,0 +1,142 @@
+"""DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2), or on any timm backbone."""
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def vgg_backbone(**timm_options) -> nn.Sequential:
+    """VGG-16's convolutions at output stride 8: pool4 and pool5 with stride 1, conv5 dilated by 2."""
+    network = timm.create_model("vgg16", **timm_options)
+    features = network.features
+    pools = [i for i, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+    for i in pools:
+        features[i] = nn.MaxPool2d(3, stride=1 if i in pools[3:] else 2, padding=1)
+    for layer in features[pools[3] :]:
+        if isinstance(layer, nn.Conv2d):
+            layer.dilation, layer.padding = (2, 2), (2, 2)
+    features.channels, features.output_stride, features.pretrained_cfg = 512, 8, network.pretrained_cfg
+    return features
+
+
+def timm_backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
+    """The last stage of a timm network, at `output_stride` or, where it takes none, at its own.
+
+    Raises `ValueError` for a network that cannot be a backbone.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name!r}")
+    timm_options |= {"features_only": True, "out_indices": (-1,)}
+    try:
+        network = timm.create_model(name, output_stride=output_stride, **timm_options)
+    except (TypeError, AssertionError, NotImplementedError):
+        network = None
+    try:
+        network = network or timm.create_model(name, **timm_options)
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(1, 3, 64, 96))[-1]
+    except (TypeError, AssertionError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be a backbone: {error or 'it gives no feature maps'}") from None
+    network.channels = network.feature_info.channels()[-1]
+    network.output_stride = 64 // max(1, features.shape[-2])
+    if features.shape[1:] != (network.channels, 64 // network.output_stride, 96 // network.output_stride):
+        raise ValueError(f"{name} cannot be a backbone: its last stage is not a feature map of any input size")
+    return network
+
+
+class ASPP(nn.Module):
+    """Four dilated branches, summed. Split where dropout begins, so that views which differ in dropout alone share
+    the dear 3×3 layers."""
+
+    def __init__(self, channels: int, hidden: int, classes: int, rates: tuple[int, ...]):
+        super().__init__()
+        self.fc6 = nn.ModuleList(nn.Conv2d(channels, hidden, 3, padding=rate, dilation=rate) for rate in rates)
+        self.fc7 = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in rates)
+        self.fc8 = nn.ModuleList(nn.Conv2d(hidden, classes, 1) for _ in rates)
+        for layer in self.fc8:
+            nn.init.normal_(layer.weight, 0, 0.01)
+            nn.init.zeros_(layer.bias)
+
+    def dilated(self, features) -> list[torch.Tensor]:
+        return [F.relu(fc6(features)) for fc6 in self.fc6]
+
+    def classify(self, hidden: list[torch.Tensor], dropout=None):
+        logits = 0
+        for x, fc7, fc8 in zip(hidden, self.fc7, self.fc8, strict=True):
+            x = F.relu(fc7(drop(x, dropout)))
+            logits = logits + fc8(drop(x, dropout))
+        return logits
+
+
+def drop(x, generators):
+    """Dropout with p = 0.5, each sample's mask drawn from its own generator (on x's device); none without any."""
+    if not generators:
+        return x
+    masks = [torch.empty(x.shape[1:], device=x.device).bernoulli_(0.5, generator=g) for g in generators]
+    return x * torch.stack(masks).to(x.dtype) * 2
+
+
+class DeepLabV2(nn.Module):
+    """f, images → class logits: B×3×H×W in [-1, 1] → B×classes×H×W.
+
+    `backbone` is "vgg16" (the paper's: output stride 8, rates 6, 12, 18, 24) or a timm network. `hidden` is the width
+    of the head (1024 in the paper). Rates shrink with a larger stride, so that they span the same pixels.
+    `frozen_norm` keeps batch norm at its pretrained statistics (its affine part is trained).
+    `names` and `size` (what to resize images to, as `--size`) belong to what was trained and travel with it.
+    A backbone that takes no `output_stride` runs at its own. Raises `ValueError` for a network that cannot be one.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        colors: list[tuple[int, int, int]],
+        backbone: str = "vgg16",
+        output_stride: int = 8,
+        hidden: int = 1024,
+        frozen_norm: bool = True,
+        size: str = "512",
+        **timm_options,
+    ):
+        super().__init__()
+        if backbone == "vgg16":
+            self.backbone = vgg_backbone(**timm_options)
+        else:
+            self.backbone = timm_backbone(backbone, output_stride, **timm_options)
+        output_stride = self.backbone.output_stride
+        self.config = {
+            "names": list(names), "colors": [list(c) for c in colors], "backbone": backbone,
+            "output_stride": output_stride, "hidden": hidden, "frozen_norm": frozen_norm, "size": size,
+        }  # fmt: skip
+        normalisation = self.backbone.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(normalisation["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation["std"]).view(1, 3, 1, 1), persistent=False)
+        rates = tuple(max(1, rate * 8 // output_stride) for rate in (6, 12, 18, 24))
+        self.head = ASPP(self.backbone.channels, hidden, len(names), rates)
+        self.frozen_norm = frozen_norm
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, images, clean: int | None = None, dropout=()):
+        """Logits of the first `clean` images (all by default), without dropout.
+
+        With `dropout`, a generator for each of the last images, also their logits under dropout (p = 0.5, §3.3); what
+        comes before dropout is computed once. So one call is all that a training step needs of the network.
+        """
+        features = self.backbone((images * 0.5 + 0.5 - self.mean) / self.std)
+        hidden = self.head.dilated(features[-1] if isinstance(features, list) else features)
+        logits = resize(self.head.classify([x[:clean] for x in hidden]), images)
+        if not dropout:
+            return logits
+        return logits, resize(self.head.classify([x[-len(dropout) :] for x in hidden], dropout), images)
+
+
+def resize(logits, images):
+    return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,97 @@
+"""CycleGAN's ResNet generator with bilinear upsampling (§4.2)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class InstanceNorm(nn.Module):
+    """Instance norm without affine; as group norm with one channel a group, which is the same and faster on a CPU."""
+
+    def forward(self, x):
+        return F.group_norm(x, x.shape[1])
+
+
+class UpConv(nn.Conv2d):
+    """Bilinear ×2, then a 3×3 convolution padded by replication: B×C×H×W → B×O×2H×2W.
+
+    `plain` is the definition. `forward` gives the same at a quarter of the arithmetic: bilinear ×2 is zero-stuffing
+    followed by a [1, 3, 3, 1]/4 blur, and the blur changes places with the convolution, which then meets mostly zeros:
+    a transposed convolution of stride 2.
+    """
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__(channels, out_channels, 3, bias=False)
+
+    def plain(self, x):
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.weight)
+
+    def forward(self, x):
+        x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+        x = F.conv_transpose2d(x, self.weight.flip(2, 3).transpose(0, 1), stride=2)
+        blur = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 4
+        channels = x.shape[1]
+        x = F.conv2d(x, blur.view(1, 1, 4, 1).repeat(channels, 1, 1, 1), groups=channels)
+        x = F.conv2d(x, blur.view(1, 1, 1, 4).repeat(channels, 1, 1, 1), groups=channels)
+        return x[..., 3:-3, 3:-3]
+
+
+class Residual(nn.Sequential):
+    def __init__(self, channels: int):
+        super().__init__(
+            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=False), InstanceNorm(), nn.ReLU(),
+            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=False), InstanceNorm(),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def up(channels: int, out_channels: int, upsample: str) -> nn.Module:
+    if upsample == "bilinear":
+        return UpConv(channels, out_channels)
+    return nn.ConvTranspose2d(channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=False)
+
+
+class Generator(nn.Module):
+    """G, an image → the same scene in the other domain: B×3×H×W in [-1, 1] → B×3×H×W in [-1, 1], any H and W.
+
+    9 blocks and 64 filters are the paper's. Convolutions that instance norm follows have no bias: it would be
+    subtracted again. `upsample` is "bilinear" (§4.2: no checkerboards) or "deconv" (the original CycleGAN). `size`,
+    what its training images were resized to (as `--size`), is kept with it.
+    """
+
+    def __init__(self, blocks: int = 9, width: int = 64, upsample: str = "bilinear", size: str = "native"):
+        super().__init__()
+        self.config = {"blocks": blocks, "width": width, "upsample": upsample, "size": size}
+        layers = [nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7, bias=False), InstanceNorm(), nn.ReLU()]
+        for c in (width, 2 * width):
+            layers += [nn.Conv2d(c, 2 * c, 3, stride=2, padding=1, bias=False), InstanceNorm(), nn.ReLU()]
+        layers += [Residual(4 * width) for _ in range(blocks)]
+        for c in (4 * width, 2 * width):
+            layers += [up(c, c // 2, upsample), InstanceNorm(), nn.ReLU()]
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+        self.apply(init)
+
+    def forward(self, images):
+        height, width = images.shape[-2:]
+        return self.layers(pad(images, height, width))[..., :height, :width]
+
+
+def pad(images, height: int, width: int):
+    """Grow to a multiple of 4 and at least 16: by reflection, or by the edge where there is too little to reflect."""
+    bottom, right = (max(16, -(-n // 4) * 4) - n for n in (height, width))
+    if not bottom and not right:
+        return images
+    mode = "reflect" if bottom < height and right < width else "replicate"
+    return F.pad(images, (0, right, 0, bottom), mode=mode)
+
+
+def init(module):
+    """N(0, 0.02), as CycleGAN."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,60 @@
+"""The frozen feature network of Eq. 10 (§3.2)."""
+
+import timm
+import torch
+from torch import nn
+
+
+class _Reached(Exception):
+    """The last layer that is wanted has been computed."""
+
+
+class FeatureNetwork(nn.Module):
+    """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w each layer.
+
+    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU); a
+    hook reads them and the pass stops at the last. `timm_options` go to `timm.create_model` (weights).
+    Raises `ValueError` for a layer that the network does not have.
+    """
+
+    def __init__(self, name: str = "vgg19", layers: tuple[str, ...] = ("features.31",), **timm_options):
+        super().__init__()
+        self.network = timm.create_model(name, **timm_options)
+        normalisation = self.network.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(normalisation["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation["std"]).view(1, 3, 1, 1), persistent=False)
+        # apart from the network, whose weights nobody needs to save again
+        self.norm = nn.Module()
+        self.norm.register_buffer("scales", torch.ones(len(layers)))
+        self.layers = layers
+        self.activations = {}
+        for layer in layers:
+            try:
+                module = self.network.get_submodule(layer)
+            except AttributeError:
+                raise ValueError(f"{name} has no layer {layer!r}") from None
+            module.register_forward_hook(lambda _module, _inputs, output, layer=layer: self._keep(layer, output))
+        self.eval().requires_grad_(False)
+
+    def _keep(self, layer, output):
+        self.activations[layer] = output
+        if len(self.activations) == len(self.layers):
+            raise _Reached
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+    def forward(self, images) -> list[torch.Tensor]:
+        self.activations = {}
+        try:
+            self.network((images * 0.5 + 0.5 - self.mean) / self.std)
+        except _Reached:
+            pass
+        return [self.activations[layer] for layer in self.layers]
+
+    @torch.no_grad()
+    def calibrate(self, batches) -> None:
+        """Set `norm.scales` to each layer's mean square over real images (an iterable of B×3×H×W in [-1, 1]): Eq. 10
+        is divided by it, so that λ_feature means the same for every network, layer and image size."""
+        squares = torch.stack([torch.stack([f.float().square().mean() for f in self(images)]) for images in batches])
+        self.norm.scales.copy_(squares.mean(0))

@@ -1,0 +1,47 @@
+"""Tensors and label maps as pictures a person can judge: grids with captions, overlays, panels."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from daynight.data.labels import Classes, colorize
+from daynight.data.transforms import to_image
+
+
+def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
+    """Images in rows, as wide as the widest of their column, with a caption over each column."""
+    font = ImageFont.load_default(14)
+    widths = [max(row[i].width for row in rows) for i in range(len(captions))]
+    heights = [max(image.height for image in row) for row in rows]
+    caption_height = 22
+    sheet = Image.new(
+        "RGB",
+        (sum(widths) + margin * (len(widths) + 1), sum(heights) + margin * len(rows) + caption_height + margin),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    x = margin
+    for i, (caption, width) in enumerate(zip(captions, widths, strict=True)):
+        draw.text((x + 2, 3), caption, "black", font)
+        y = caption_height + margin
+        for row, height in zip(rows, heights, strict=True):
+            sheet.paste(row[i], (x, y))
+            y += height + margin
+        x += width + margin
+    return sheet
+
+
+def tensor_grid(columns: dict[str, torch.Tensor], rows: int = 4) -> Image.Image:
+    """Caption → B×3×H×W in [-1, 1], as columns of a grid; the first `rows` of each batch."""
+    count = min(rows, *(len(batch) for batch in columns.values()))
+    return grid([[to_image(batch[i]) for batch in columns.values()] for i in range(count)], list(columns))
+
+
+def label_image(labels: np.ndarray, classes: Classes) -> Image.Image:
+    """H×W train ids in their colours."""
+    return Image.fromarray(colorize(labels, classes))
+
+
+def overlay(image: Image.Image, labels: np.ndarray, classes: Classes, opacity: float = 0.5) -> Image.Image:
+    """The colours of H×W train ids over their image."""
+    return Image.blend(image, label_image(labels, classes), opacity)

@@ -1,0 +1,327 @@
+"""What surrounds a training loop: its folder, Accelerate, steps with progress, metrics, checkpoints, resume."""
+
+import fcntl
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import accelerate
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from daynight import __version__
+from daynight.console import Meter, console, say, warn
+from daynight.errors import InputError, RunError
+from daynight.weights import replace, save_model, write_json
+
+# what may differ between a run and its continuation
+FREE = {"config", "resume", "out", "debug", "save_every", "log_every", "num_workers", "data_root"}
+
+
+def ramp(step: int, steps: int, start: float, end: float, since: float = 0.0) -> float:
+    """ρ, λ_ssl and the learning rate (§4.2): linear over `steps` from `start` to `end`, 0 before `since` of them."""
+    if step < since * steps:
+        return 0.0
+    return start + (end - start) * step / max(1, steps - 1)
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Accelerate's device, processes and precision; "auto" is the launcher's word, else bf16 on a GPU that has it."""
+    gpu = torch.accelerator.is_available()
+    if precision == "auto":
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or ("bf16" if bf16 else "no")
+    # torchrun without a GPU: Accelerate would start every process as the only one
+    accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu)
+    console.quiet = not accelerator.is_main_process
+    return accelerator
+
+
+def pack(state, path: str, tensors: dict):
+    """A nested state as JSON; its tensors go into `tensors` under their path."""
+    if isinstance(state, torch.Tensor):
+        tensors[path] = state.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(state, dict):
+        return {"dict": [[key, pack(value, f"{path}.{key}", tensors)] for key, value in state.items()]}
+    if isinstance(state, list | tuple):
+        return {"list": [pack(value, f"{path}.{i}", tensors) for i, value in enumerate(state)]}
+    return {"value": state}
+
+
+def unpack(packed, tensors):
+    """The inverse of `pack`; `tensors(path)` gives a tensor."""
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors(content)
+    if kind == "dict":
+        return {key: unpack(value, tensors) for key, value in content}
+    if kind == "list":
+        return [unpack(value, tensors) for value in content]
+    return content
+
+
+def save_state(path: Path, parts: dict, extra: dict) -> None:
+    tensors = {}
+    packed = {name: pack(part.state_dict(), name, tensors) for name, part in parts.items()}
+    metadata = {"state": json.dumps(packed), "extra": json.dumps(extra)}
+    replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def load_state(path: Path, parts: dict) -> dict:
+    """Restore every part from a file of `save_state`; returns what was saved as `extra`.
+
+    safetensors refuses a file that is shorter than its header says: one cut at any byte is recognised.
+    """
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        packed = json.loads(metadata["state"])
+        states = {name: unpack(packed[name], file.get_tensor) for name in parts}
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
+    return json.loads(metadata["extra"])
+
+
+def revision() -> str | None:
+    """The git revision of the code, where it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions() -> dict:
+    return {
+        "daynight": __version__,
+        "revision": revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "accelerate": accelerate.__version__,
+        "timm": timm.__version__,
+    }
+
+
+class Run:
+    """A training's folder and what its loop borrows.
+
+    `Run(options)` starts Accelerate; `open(data)` claims the folder; `track(…)` names what a checkpoint holds,
+    `keep(…)` the models that are the product; `restore()` goes on from the newest checkpoint; then
+    `for step in steps(): …`, in which the loop calls `log(losses)` and, when `due(step)`, `preview(step, image)`.
+    """
+
+    def __init__(self, options, accelerator: Accelerator | None = None):
+        self.options, self.folder, self.total = options, Path(options.out), options.steps
+        self.accelerator = accelerator or make_accelerator(options.precision)
+        self.device = self.accelerator.device
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        if options.batch_size % world:
+            raise InputError(f"--batch-size {options.batch_size}: not a multiple of the {world} processes")
+        share = options.batch_size // world
+        self.slots = range(rank * share, (rank + 1) * share)
+        gpu = self.device.type != "cpu"
+        self.workers = options.num_workers if options.num_workers is not None else 4 * gpu
+        self.first, self.signal = 0, None
+        self.parts, self.local_parts, self.products = {}, {}, {}
+        self.values: dict[str, list] = {}
+        set_seed(options.seed)
+
+    def open(self, data: dict[str, str]) -> None:
+        """Make the folder, or check that the run in it is this one. `data`: option → fingerprint of what it names.
+
+        Raises `InputError` naming the option that differs, or why the folder cannot be used.
+        """
+        error = None
+        if self.accelerator.is_main_process:
+            try:
+                self._claim(data)
+            except InputError as refused:
+                error = str(refused)
+        error = accelerate.utils.broadcast_object_list([error])[0]
+        if error:
+            raise InputError(error)
+
+    def _claim(self, data: dict[str, str]) -> None:
+        given = {name: value for name, value in asdict(self.options).items() if name not in FREE}
+        path = self.folder / "options.json"
+        if not self.folder.is_dir() and self.folder.exists():
+            raise InputError(f"--out {self.folder}: a file stands there; wanted: a folder")
+        if path.is_file():
+            if not self.options.resume:
+                raise InputError(f"--out {self.folder}: holds a run already; give another --out or leave --no-resume")
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+                former = {key.replace("-", "_").removesuffix("_"): value for key, value in before["options"].items()}
+            except (ValueError, KeyError) as error:
+                raise InputError(f"{path}: not the options of a run ({error})") from error
+            for name, value in given.items():
+                if former.get(name.removesuffix("_")) != value:
+                    raise InputError(
+                        f"--{name.replace('_', '-')} {value}: the run in {self.folder} has "
+                        f"{former.get(name)}; give that, or another --out"
+                    )
+            for name, fingerprint in data.items():
+                if before["data"].get(name) != fingerprint:
+                    raise InputError(f"{name}: the data are not those that the run in {self.folder} began with")
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise InputError(f"--out {self.folder}: not empty, and holds no run; give another folder")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / ".lock", "w")
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"--out {self.folder}: another process is working on this run") from None
+        except OSError as error:
+            raise InputError(f"--out {self.folder}: {error.strerror}") from error
+        if not path.is_file():
+            options = {name.replace("_", "-").removesuffix("-"): value for name, value in asdict(self.options).items()}
+            write_json(path, {"options": options, "versions": versions(), "data": data})
+
+    def track(self, **parts) -> None:
+        """What a checkpoint holds, by name: anything with `state_dict` and `load_state_dict`."""
+        self.parts |= parts
+
+    def track_local(self, **parts) -> None:
+        """The same, for what each process has of its own."""
+        self.local_parts |= parts
+
+    def keep(self, **models) -> None:
+        """The models that are the run's product: written to a subfolder of this name at every checkpoint."""
+        self.products |= models
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("checkpoint-*") if path.name[11:].isdigit())
+
+    def restore(self) -> bool:
+        """Go on from the newest whole checkpoint; False where there is none and the run begins."""
+        for folder in reversed(self._checkpoints()):
+            try:
+                extra = load_state(folder / "state.safetensors", self.parts)
+                local = folder / f"process-{self.accelerator.process_index}.safetensors"
+                if local.is_file():
+                    load_state(local, self.local_parts)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                warn(f"{folder} is not whole ({error}): going on from the one before")
+                continue
+            self.first = extra["step"]
+            self.values = extra["values"]
+            say(f"going on with {self.folder} at step {self.first:,} of {self.total:,}")
+            break
+        metrics = self.folder / "metrics.jsonl"
+        if self.accelerator.is_main_process and metrics.is_file():
+            lines = metrics.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.first]
+            replace(metrics, lambda temporary: temporary.write_text("".join(kept)))
+        return self.first > 0
+
+    def steps(self, cost: Callable[[int], float] = lambda step: 1.0) -> Iterator[int]:
+        """The steps that are left, under a progress display; checkpoints between them.
+
+        SIGTERM and SIGINT end the loop after the step with a checkpoint and exit status 128 + signal; a second one
+        ends it at once.
+        """
+        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with Meter(self.total, self.first, "steps", self.options.log_every, cost) as self.meter:
+                for step in range(self.first, self.total):
+                    yield step
+                    if self.signal or self.due(step):
+                        self.checkpoint(step + 1)
+                    if self.signal:
+                        say(f"{self.signal.name} after step {step + 1:,}: saved; the same command goes on from there")
+                        raise SystemExit(128 + self.signal)
+                    self.meter.advance()
+        finally:
+            for s, handler in handlers.items():
+                signal.signal(s, handler)
+            if self.accelerator.is_main_process:
+                self.lock.close()
+        self.save_products()
+        say(
+            f"{self.folder}: {self.total:,} steps done; " + ", ".join(f"{self.folder / name}" for name in self.products)
+        )
+
+    def _stop(self, number, _frame) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = signal.Signals(number)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint follows this step."""
+        return (step + 1) % self.options.save_every == 0 or step + 1 == self.total
+
+    def checkpoint(self, step: int) -> None:
+        """Write `checkpoint-<step>` beside and rename it when it is whole; the newest two are kept."""
+        final = self.folder / f"checkpoint-{step:07d}"
+        part = self.folder / f".{final.name}.part"
+        main = self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+        self.accelerator.wait_for_everyone()
+        if self.local_parts:
+            name = f"process-{self.accelerator.process_index}.safetensors"
+            save_state(part / name, self.local_parts, {})
+        if main:
+            values = {name: list(map(float, values)) for name, values in self.values.items()}
+            save_state(part / "state.safetensors", self.parts, {"step": step, "values": values})
+        self.accelerator.wait_for_everyone()
+        if main:
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(part, final)
+            for old in self._checkpoints()[:-2]:
+                shutil.rmtree(old)
+            self.save_products()
+
+    def save_products(self) -> None:
+        if self.accelerator.is_main_process:
+            for name, model in self.products.items():
+                save_model(model, self.folder / name)
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over all processes."""
+        return self.accelerator.reduce(tensor, "mean")
+
+    def log(self, step: int, **values) -> None:
+        """Add a step's named values (0-d tensors or numbers); each logging step writes their means since the last.
+
+        Raises `RunError` when one is no longer a number.
+        """
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
+        if (step + 1) % self.options.log_every and step + 1 != self.total:
+            return
+        means = {name: sum(map(float, values)) / len(values) for name, values in self.values.items()}
+        means = dict(
+            zip(means, self.mean(torch.tensor(list(means.values()), device=self.device)).tolist(), strict=True)
+        )
+        self.values = {}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                checkpoints = self._checkpoints()
+                left = f"; the newest checkpoint is {checkpoints[-1]}" if checkpoints else ""
+                raise RunError(f"{name} is {value} at step {step + 1:,}{left}; a lower --lr may help")
+        self.meter.text = "  ".join(f"{name} {value:.3g}" for name, value in means.items())
+        if self.accelerator.is_main_process:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step + 1} | means) + "\n")
+
+    def preview(self, step: int, image: Image.Image) -> None:
+        """Write an image grid to previews/."""
+        if self.accelerator.is_main_process:
+            folder = self.folder / "previews"
+            folder.mkdir(exist_ok=True)
+            replace(folder / f"{step + 1:07d}.png", lambda temporary: image.save(temporary, "PNG"))

@@ -1,0 +1,251 @@
+"""`seg-train`: the student and its mean teacher of §3.3, and every row of Table 1 before it."""
+
+from pathlib import Path
+
+import torch
+
+from daynight import losses
+from daynight.config import SegTrainOptions, numbers, pair
+from daynight.console import say
+from daynight.data.layouts import ImageSet, counterparts, load, missing, resolve
+from daynight.data.sampling import LabelledPhotographs, Photographs, batches, choose, generator
+from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, to_image
+from daynight.ema import EMA
+from daynight.errors import InputError
+from daynight.models.deeplab import DeepLabV2
+from daynight.models.generator import Generator
+from daynight.previews import grid, label_image
+from daynight.run import Run, ramp
+from daynight.weights import find_model, load_model, pretrained
+
+
+def train(options: SegTrainOptions) -> None:
+    """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
+    root = Path(options.data_root)
+    run = Run(options)
+    day_set = load(options.day, root, "--day", labelled=True)
+    night_needed = options.ssl or options.translator == "fourier"
+    night_sets = [load(name, root, "--night", time="night") for name in options.night if night_needed]
+    sets = {"--day": [day_set], "--night": night_sets, "--unlabelled-day": []}
+    if options.ssl and options.unlabelled_day:
+        splits = ("train", "train_extra")
+        sets["--unlabelled-day"] = [load(options.unlabelled_day, root, "--unlabelled-day", splits=splits, time="day")]
+    for image_set in (s for some in sets.values() for s in some):
+        say(str(image_set))
+        for note in image_set.notes:
+            say(f"  {note}")
+    train_on = options.train_on or ("both" if options.ssl or options.translated or options.translator else "day")
+    how, where = translation_source(options, day_set, root) if train_on != "day" else (None, None)
+    say(f"training on {train_on}" + f", translations from {where or how}" * bool(how) + ", SSL" * options.ssl)
+    torch.manual_seed(options.seed)
+    student = build_student(options, day_set)
+    translator = load_model(where, "day2night", "--translator", Generator) if how == "run" else None
+    run.open({name: " ".join(s.fingerprint() for s in some) for name, some in sets.items()})
+
+    draw = Draw(options, sets, how, where)
+    student.to(run.device)
+    teacher = EMA(student, options.ema_decay)
+    optimizer = torch.optim.Adam(student.parameters(), lr=options.lr, fused=True)
+    run.track(student=student, teacher=teacher.model, optimizer=optimizer)
+    run.keep(teacher=teacher.model)
+    run.restore()
+    accelerator, plain_student = run.accelerator, student
+    student, optimizer = accelerator.prepare(student.train(), optimizer)
+    if translator:
+        translator = accelerator.prepare_model(translator.requires_grad_(False), evaluation_mode=True)
+    ssl_start = options.ssl_start * run.total
+    loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers)
+    # with Eq. 15 a step takes about twice the arithmetic
+    steps = run.steps(lambda step: 1.9 if options.ssl and step >= ssl_start else 1.0)
+    for step, batch in zip(steps, loader, strict=False):
+        batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
+        if translator:
+            with torch.no_grad():
+                for name in {"day", "unlabelled_day"} & batch.keys():
+                    batch[f"fake_{name}"] = translator(batch[name])
+        labels = batch["labels"]
+        clean = {"day": ["day"], "translated": ["fake_day"], "both": ["day", "fake_day"]}[train_on]
+        valid = run.mean((labels != 255).sum().float())
+
+        if not options.ssl or step < ssl_start:
+            logits = student(torch.cat([batch[name] for name in clean]))
+            terms, masks = {f"ce_{n}": losses.cross_entropy(x, labels, valid) for n, x in split(logits, clean)}, {}
+        else:
+            # the day half of Eq. 15 is on the labelled batch's images, unless more are given: then the network has
+            # them already, and only what follows dropout is computed again
+            more = "unlabelled_day" if "unlabelled_day" in batch else "day"
+            noisy = ([f"fake_{more}"] if train_on != "day" else []) + ["strong_night"]
+            views = clean + [name for name in noisy if name not in clean]
+            dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots] * len(noisy)
+            logits, noisy_logits = student(
+                torch.cat([batch[name] for name in views]), clean=len(clean) * len(labels), dropout=dropout
+            )
+            with torch.no_grad(), accelerator.autocast():
+                seen = [more, "weak_night"][-len(noisy) :]
+                targets = teacher.model(torch.cat([batch[name] for name in seen])).float().softmax(1)
+            rho = ramp(step, run.total, *numbers(options.rho))
+            weight = ramp(step, run.total, *numbers(options.lambda_ssl))
+            terms, masks = {f"ce_{n}": losses.cross_entropy(x, labels, valid) for n, x in split(logits, clean)}, {}
+            for (name, x), target in zip(split(noisy_logits, noisy), targets.chunk(len(noisy)), strict=True):
+                mask = losses.confidence_mask(target, rho)
+                terms[f"ssl_{name}"] = weight * losses.consistency(target, x, mask)
+                masks[f"mask_{name}"] = mask.mean()
+
+        optimizer.zero_grad()
+        accelerator.backward(sum(terms.values()))  # Eq. 16
+        optimizer.step()
+        teacher.update(plain_student, step)
+        run.log(step, **terms, **masks)
+        if run.due(step):
+            run.preview(step, preview(teacher.model, batch, day_set.classes))
+
+
+class Draw:
+    """Draws a sample: `day` and `labels` from one place, and, where they are needed, `fake_day` from the same place,
+    `weak_night` A_w(x_t) and `strong_night` A_s(x_t), `unlabelled_day` and `fake_unlabelled_day`.
+
+    Images are 3×crop in [-1, 1], labels are train ids. `how` says who translates: "folder" (`where` it is), "darken",
+    "fourier", or None for nobody or a network in the training loop.
+    """
+
+    def __init__(self, options: SegTrainOptions, sets: dict[str, list[ImageSet]], how: str | None, where: str | None):
+        self.options, self.how, self.crop = options, how, pair(options.crop)
+        self.ssl_start = options.ssl_start * options.steps if options.ssl else options.steps
+        self.nights = Photographs([path for s in sets["--night"] for path in s.images], options.size)
+        self.days = {"day": LabelledPhotographs(sets["--day"][0], options.size)}
+        for image_set in sets["--unlabelled-day"]:
+            self.days["unlabelled_day"] = Photographs(image_set.images, options.size)
+        self.translated = {}
+        if how == "folder":
+            for name, image_set in zip(self.days, sets["--day"] + sets["--unlabelled-day"], strict=True):
+                self.translated[name] = Photographs(translations_of(image_set, Path(where)), options.size)
+
+    def __call__(self, g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
+        sample = self.day("day", g)
+        if step >= self.ssl_start:
+            if "unlabelled_day" in self.days:
+                sample |= self.day("unlabelled_day", g)
+            night = self.night(g)
+            sample["weak_night"] = add_noise(night, self.options.weak_noise, g)
+            strong = jitter(night, self.options.jitter, g)
+            sample["strong_night"] = add_noise(strong, self.options.strong_noise, g)
+        return sample
+
+    def day(self, name: str, g: torch.Generator) -> dict[str, torch.Tensor]:
+        """A crop of a day image: with its labels (of the labelled set) and its translation."""
+        photographs = self.days[name]
+        i, labels = choose(len(photographs), g), None
+        if name == "day":
+            image, labels = photographs.labelled(i)
+        else:
+            image = photographs.image(i)
+        place = self.place(image, g)
+        sample = {name: place(image)}
+        if labels is not None:
+            sample["labels"] = place(labels, fill=255)[0]
+        if self.how == "folder":
+            sample[f"fake_{name}"] = place(self.translated[name].image(i, tuple(image.shape[1:])))
+        elif self.how == "darken":
+            sample[f"fake_{name}"] = darken(sample[name], g)
+        elif self.how == "fourier":
+            sample[f"fake_{name}"] = fourier(sample[name], self.night(g))
+        return sample
+
+    def night(self, g: torch.Generator) -> torch.Tensor:
+        image = self.nights.image(choose(len(self.nights), g))
+        return self.place(image, g)(image)
+
+    def place(self, image: torch.Tensor, g: torch.Generator):
+        """Draws a crop (and whether it is mirrored), to be cut from an image and from what belongs to it."""
+        box = random_box(*image.shape[1:], self.crop, g)
+        flip = self.options.flip and torch.rand((), generator=g) < 0.5
+
+        def cut_there(tensor, fill=None):
+            tensor = cut(tensor, box, self.crop, fill)
+            return tensor.flip(2) if flip else tensor
+
+        return cut_there
+
+
+def translation_source(options: SegTrainOptions, day_set: ImageSet, root: Path) -> tuple[str, str | None]:
+    """Where G(x_s) comes from: ("folder", its path), ("run", its path), ("darken", None) or ("fourier", None).
+
+    What is asked for; else `<day>_night`, in the working directory or the data root, where it is whole; else
+    runs/day2night. Raises `InputError` where there is none.
+    """
+    if options.translated and options.translator:
+        raise InputError("--translated and --translator: give one of them")
+    if options.translator in ("darken", "fourier"):
+        return options.translator, None
+    if options.translator:
+        find_model(options.translator, "day2night", "--translator")
+        return "run", options.translator
+    if options.translated:
+        folder = resolve(options.translated, root, "--translated")
+        translations_of(day_set, folder)
+        return "folder", str(folder)
+    name = f"{Path(options.day).name}_night"
+    for folder in (Path(name), root / name):
+        if folder.is_dir() and counterparts(day_set.images, day_set.root, folder):
+            return "folder", str(folder)
+    if (Path("runs/day2night") / "day2night" / "config.json").is_file():
+        return "run", "runs/day2night"
+    raise InputError(
+        f"no translation of {options.day}: neither a whole {name}/ nor runs/day2night; run daynight translate-train "
+        "first, or give --translated DIR or --translator RUN|darken|fourier"
+    )
+
+
+def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
+    """The translation of each image. Raises `InputError` naming one that is missing."""
+    found = counterparts(image_set.images, image_set.root, folder)
+    if found is None:
+        without = missing(image_set.images, image_set.root, folder)
+        raise InputError(
+            f"--translated {folder}: {len(without):,} of {len(image_set.images):,} images of {image_set.name} have no "
+            f"translation there, as {without[0].relative_to(image_set.root)}; daynight translate goes on with it"
+        )
+    return found
+
+
+def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
+    classes = day_set.classes
+    if options.init:
+        student = load_model(options.init, "teacher", "--init", DeepLabV2)
+        if student.config["names"] != list(classes.names):
+            raise InputError(f"--init {options.init}: its classes are not those of --day {options.day}")
+        student.config["size"] = options.size
+        return student
+
+    def build(**timm_options):
+        return DeepLabV2(
+            classes.names,
+            classes.colors,
+            options.backbone,
+            options.output_stride,
+            options.head_width,
+            frozen_norm=options.backbone_weights != "random",
+            size=options.size,
+            **timm_options,
+        )
+
+    try:
+        return pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")
+    except ValueError as error:
+        raise InputError(f"--backbone {options.backbone}: {error}") from error
+
+
+@torch.no_grad()
+def preview(teacher, batch, classes):
+    """What went in, and what the teacher makes of it: day, its labels, its translation, night."""
+    columns = {name: batch[name] for name in ("day", "fake_day", "weak_night") if name in batch}
+    pictures = {name: [to_image(x) for x in images[:4]] for name, images in columns.items()}
+    pictures["labels"] = [label_image(x.cpu().numpy().astype("uint8"), classes) for x in batch["labels"][:4]]
+    for name, images in columns.items():
+        predictions = teacher(images[:4]).argmax(1).cpu().numpy().astype("uint8")
+        pictures[f"teacher on {name}"] = [label_image(x, classes) for x in predictions]
+    return grid(list(map(list, zip(*pictures.values(), strict=True))), list(pictures))
+
+
+def split(tensor, names: list[str]):
+    return zip(names, tensor.chunk(len(names)), strict=True)

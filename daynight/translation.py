@@ -1,0 +1,254 @@
+"""`translate-train` and `translate`: the day ↔ night translator of §3.2."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from daynight import losses
+from daynight.config import TranslateOptions, TranslateTrainOptions, pair
+from daynight.console import counted, say
+from daynight.data.layouts import companions, image_files, load, locate, resolve
+from daynight.data.sampling import Images, Photographs, batches, choose, generator
+from daynight.data.transforms import cut, random_box, target_size
+from daynight.ema import EMA
+from daynight.errors import InputError
+from daynight.inference import Writer, check_apart, claim, identity, is_whole, save_image
+from daynight.inference import translate as translations
+from daynight.models.discriminator import Discriminator
+from daynight.models.generator import Generator
+from daynight.models.perceptual import FeatureNetwork
+from daynight.previews import tensor_grid
+from daynight.run import Run, make_accelerator
+from daynight.weights import find_model, load_model, pretrained, replace
+
+
+class Generators(nn.Module):
+    """Both generators, and in one forward all that they make in a step (DistributedDataParallel takes no more)."""
+
+    def __init__(self, day2night: Generator, night2day: Generator):
+        super().__init__()
+        self.day2night, self.night2day = day2night, night2day
+
+    def forward(self, day, night):
+        """Eq. 2, 3, 5, 6: fake_night, fake_day, cycle_day, cycle_night; all B×3×H×W in [-1, 1]."""
+        fake_night, fake_day = self.day2night(day), self.night2day(night)
+        return fake_night, fake_day, self.night2day(fake_night), self.day2night(fake_day)
+
+
+class Discriminators(nn.Module):
+    """D_S `day` and D_T `night`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.day, self.night = Discriminator(width), Discriminator(width)
+
+    def forward(self, day, night, fake_day, fake_night):
+        """The logits of real and of translated images, in the order of the arguments."""
+        return self.day(day), self.night(night), self.day(fake_day), self.night(fake_night)
+
+
+class History:
+    """The last `size` fakes (CycleGAN's pool): D is shown, half of the time, an older one in the place of a new."""
+
+    def __init__(self, size: int):
+        self.size, self.images = size, []
+
+    def exchange(self, fakes, generators):
+        """Take in B×3×H×W and give as many back: new, or, each with p = 0.5 once full, an older one it replaces."""
+        shown = []
+        for fake, g in zip(fakes.detach().float(), generators, strict=True):
+            if len(self.images) < self.size:
+                self.images.append(fake)
+            elif self.size and torch.rand((), generator=g) < 0.5:
+                i = choose(self.size, g)
+                fake, self.images[i] = self.images[i].to(fake.device), fake
+            shown.append(fake)
+        return torch.stack(shown)
+
+    def state_dict(self):
+        return {"images": self.images}
+
+    def load_state_dict(self, state):
+        self.images = state["images"]
+
+
+def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
+    def build(**timm_options):
+        return FeatureNetwork(options.feature_network, tuple(options.feature_layer), **timm_options)
+
+    try:
+        return pretrained(build, options.feature_network, options.feature_weights, "--feature-weights")
+    except ValueError as error:
+        raise InputError(f"--feature-layer: {error}") from error
+
+
+def train(options: TranslateTrainOptions) -> None:
+    """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
+    root = Path(options.data_root)
+    run = Run(options)
+    day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
+    night_sets = [load(name, root, "--night", time="night") for name in options.night]
+    for image_set in (day_set, *night_sets):
+        say(str(image_set))
+        for note in image_set.notes:
+            say(f"  {note}")
+    features = feature_network(options) if options.lambda_feature else None
+    torch.manual_seed(options.seed)
+    generators, discriminators = build_generators(options), Discriminators(options.width)
+    run.open({"--day": day_set.fingerprint(), "--night": " ".join(s.fingerprint() for s in night_sets)})
+
+    days = Photographs(day_set.images, options.size)
+    nights = Photographs([path for s in night_sets for path in s.images], options.size)
+    crop = pair(options.crop)
+
+    def draw(g, step):
+        images = {"day": days.image(choose(len(days), g)), "night": nights.image(choose(len(nights), g))}
+        return {name: cut(x, random_box(*x.shape[1:], crop, g), crop) for name, x in images.items()}
+
+    generators.to(run.device)
+    averages = {name: EMA(model, options.ema_decay) for name, model in generators.named_children()}
+    adam = dict(lr=options.lr, betas=(0.5, 0.999), fused=True)
+    generator_optimizer = torch.optim.Adam(generators.parameters(), **adam)
+    discriminator_optimizer = torch.optim.Adam(discriminators.to(run.device).parameters(), **adam)
+    history = {"day": History(options.history), "night": History(options.history)}
+    run.track(generators=generators, discriminators=discriminators)
+    run.track(generator_optimizer=generator_optimizer, discriminator_optimizer=discriminator_optimizer)
+    run.track(**{f"{name}_average": average.model for name, average in averages.items()})
+    if features:
+        run.track(feature_norm=features.to(run.device).norm)
+    run.track_local(day_history=history["day"], night_history=history["night"])
+    run.keep(**{name: average.model for name, average in averages.items()})
+    if not run.restore() and features:
+        sample = batches(draw, options.seed, range(16), range(1), 0)
+        features.calibrate(batch[domain].to(run.device) for batch in sample for domain in ("day", "night"))
+
+    accelerator = run.accelerator
+    plain_generators, plain_discriminators = generators, discriminators
+    generators, discriminators, generator_optimizer, discriminator_optimizer = accelerator.prepare(
+        generators, discriminators, generator_optimizer, discriminator_optimizer
+    )
+    loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers)
+    for step, batch in zip(run.steps(), loader, strict=False):
+        day, night = batch["day"].to(run.device), batch["night"].to(run.device)
+        lr = options.lr if step < options.lr_drop * run.total else options.lr / 2
+        for optimizer in (generator_optimizer, discriminator_optimizer):
+            optimizer.param_groups[0]["lr"] = lr
+
+        plain_discriminators.requires_grad_(False)
+        fake_night, fake_day, cycle_day, cycle_night = generators(day, night)
+        with accelerator.autocast():
+            terms = {
+                "gan_night": losses.adversarial_generator(plain_discriminators.night(fake_night), options.gan),
+                "gan_day": losses.adversarial_generator(plain_discriminators.day(fake_day), options.gan),
+                "cycle_day": options.lambda_cyc * losses.cycle(day, cycle_day),
+                "cycle_night": options.lambda_cyc * losses.cycle(night, cycle_night),
+            }
+            if features:
+                weight, scales = options.lambda_feature, features.norm.scales
+                terms["feature_day"] = weight * losses.feature(features(day), features(fake_night), scales)
+                terms["feature_night"] = weight * losses.feature(features(night), features(fake_day), scales)
+        generator_optimizer.zero_grad()
+        accelerator.backward(sum(terms.values()))  # Eq. 11
+        for model in (plain_generators.day2night, plain_generators.night2day):
+            accelerator.clip_grad_norm_(model.parameters(), options.clip)
+        generator_optimizer.step()
+
+        plain_discriminators.requires_grad_(True)
+        draws = [generator(options.seed, step, f"history {slot}") for slot in run.slots]
+        shown_day, shown_night = (history[n].exchange(x, draws) for n, x in (("day", fake_day), ("night", fake_night)))
+        real_day, real_night, false_day, false_night = discriminators(day, night, shown_day, shown_night)
+        terms["d_night"] = losses.adversarial_discriminator(real_night, false_night, options.gan)
+        terms["d_day"] = losses.adversarial_discriminator(real_day, false_day, options.gan)
+        discriminator_optimizer.zero_grad()
+        accelerator.backward(terms["d_night"] + terms["d_day"])
+        for model in (plain_discriminators.day, plain_discriminators.night):
+            accelerator.clip_grad_norm_(model.parameters(), options.clip)
+        discriminator_optimizer.step()
+
+        for name, average in averages.items():
+            average.update(getattr(plain_generators, name), step)
+        run.log(step, **terms)
+        if run.due(step):
+            run.preview(step, preview(averages, day, night))
+
+
+@torch.no_grad()
+def preview(averages: dict[str, EMA], day, night):
+    """real | translated | reconstructed, both ways."""
+    columns = {}
+    for name, there, back in (("day", "day2night", "night2day"), ("night", "night2day", "day2night")):
+        real = day if name == "day" else night
+        fake = averages[there].model(real)
+        columns |= {name: real, f"translated {name}": fake, f"reconstructed {name}": averages[back].model(fake)}
+    return tensor_grid(columns)
+
+
+def build_generators(options: TranslateTrainOptions) -> Generators:
+    if options.init:
+        found = [load_model(options.init, part, "--init", Generator) for part in ("day2night", "night2day")]
+        wanted = {"blocks": options.blocks, "width": options.width, "upsample": options.upsample}
+        for name, value in wanted.items():
+            if found[0].config[name] != value:
+                raise InputError(f"--{name} {value}: --init {options.init} has {found[0].config[name]}")
+        for model in found:
+            model.config["size"] = options.size
+        return Generators(*found).train()
+    return Generators(*(Generator(options.blocks, options.width, options.upsample, options.size) for _ in range(2)))
+
+
+def translate(options: TranslateOptions) -> None:
+    """Translate every image of a tree into `options.out`; labels of a known layout come along (§3.2).
+
+    What is there and whole is skipped. Images keep their size, unless one is asked for.
+    """
+    accelerator = make_accelerator(options.precision)
+    given = resolve(options.in_, Path(options.data_root), "--in")
+    root, out = locate(given).root, Path(options.out)
+    check_apart(root, out)
+    paths = image_files(given)
+    part = "night2day" if options.reverse else "day2night"
+    model = load_model(options.model, part, "--model", Generator).to(accelerator.device)
+    if accelerator.is_main_process:
+        claim(
+            out,
+            "translation.json",
+            {"model": identity(find_model(options.model, part, "--model")), "size": options.size},
+        )
+    accelerator.wait_for_everyone()
+
+    rank, world = accelerator.process_index, accelerator.num_processes
+    todo = [path for path in paths[rank::world] if not is_whole(out / path.relative_to(root))]
+    say(f"{options.in_} → {out}: {len(paths):,} images" + f", {len(paths) - len(todo):,} there" * (world == 1))
+    size = options.size or model.config["size"]
+    workers = options.num_workers if options.num_workers is not None else 0
+    results = translations(model, Images(todo), size, options.batch_size, accelerator, workers, not options.size)
+    with Writer() as writer:
+        for i, _, image in counted(results, len(todo), "images"):
+            writer.save(image, out / todo[i].relative_to(root))
+    if accelerator.is_main_process:
+        carry(root, companions(given), out, options.size)
+    accelerator.wait_for_everyone()
+
+
+def carry(root: Path, files: tuple[Path, ...], out: Path, size: str | None) -> None:
+    """Take label files and what belongs to them along: linked, or copied where the file system has no links; resized
+    by nearest neighbour where the images are."""
+    for path in files:
+        target = out / path.relative_to(root)
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if size and path.suffix == ".png":
+            with Image.open(path) as label:
+                height, width = target_size(label.height, label.width, size)
+                save_image(label.resize((width, height), Image.Resampling.NEAREST), target)
+            continue
+        try:
+            os.link(path, target)
+        except OSError:
+            replace(target, lambda temporary, path=path: shutil.copyfile(path, temporary))
+    say(f"{len(files):,} label files and their like came along")
