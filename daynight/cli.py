@@ -85,7 +85,8 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
     defaults = {}
     for key, value in content.items():
         spelt = key.replace("_", "-")
-        if key.startswith("#") or value is None:
+        # the "config" of a run's options.json has been read into its other options
+        if key.startswith("#") or value is None or spelt == "config":
             continue
         if spelt not in names:
             near = difflib.get_close_matches(spelt, names, 1)
@@ -143,9 +144,11 @@ def main() -> None:
     for variable in unknown_variables():
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False) or 0
+        message = "interrupted" * (code == 130)  # Typer makes an exit of Ctrl-C
     except (InputError, RunError) as error:
-        code, message = error.exit_code, str(error)
+        # a loader's worker hands an error on as its traceback, of which this is the last line
+        code, message = error.exit_code, str(error).rpartition(f"{type(error).__name__}: ")[2]
     except typer.TyperException as error:
         code, message = error.exit_code, error.format_message()
     except (KeyboardInterrupt, typer.Abort):

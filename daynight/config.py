@@ -4,6 +4,7 @@ An option's name, range, help and default live here and nowhere else: the comman
 files and `options.json` come from these fields.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -34,7 +35,7 @@ def check_ramp(value: str) -> str:
         start, end = map(float, value.split(","))
     except ValueError:
         raise typer.BadParameter("wanted: two numbers, first and last value, as 0.5,0.9") from None
-    if start < 0 or end < 0:
+    if not (0 <= start < math.inf and 0 <= end < math.inf):
         raise typer.BadParameter("wanted: two numbers of at least 0")
     return value
 

@@ -81,11 +81,13 @@ class Meter:
 
 def counted(items: Iterable, total: int, unit: str) -> Iterator:
     """Go through `items` under a `Meter`."""
-    with Meter(total, 0, unit, every=max(1, total // 20)) as meter:
+    with Meter(total, 0, unit, every=max(20, total // 5)) as meter:
         for item in items:
             yield item
             meter.advance()
 
 
 def show(table: Table) -> None:
-    console.print(table)
+    """A table; where no terminal bounds it, as in a file, as wide as it needs to be."""
+    paper = console if console.is_terminal else Console(width=1000, quiet=console.quiet)
+    paper.print(table)

@@ -20,7 +20,7 @@ class EMA:
     def update(self, student: torch.nn.Module, k: int) -> None:
         """Take in the student's weights as the k-th update, k from 0. Raises `ValueError` for another network."""
         ours, theirs = dict(self.model.named_parameters()), dict(student.named_parameters())
-        if ours.keys() != theirs.keys():
+        if {name: w.shape for name, w in ours.items()} != {name: w.shape for name, w in theirs.items()}:
             raise ValueError("the student's parameters are not those of its average")
         alpha = min(self.decay, (1 + k) / (10 + k))
         torch._foreach_lerp_(list(ours.values()), [theirs[name].detach() for name in ours], 1 - alpha)

@@ -1,5 +1,6 @@
 """`eval` and `predict`: teachers on labelled data sets, as Table 1 (§4.3), and on folders without labels."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def evaluate(options: EvalOptions) -> list[dict]:
         for name, model in models.items():
             if model.config["names"] != list(image_set.classes.names):
                 raise InputError(f"--dataset {image_set.name}: its classes are not those of --model {name}")
+    check_place("--json", options.json, folder=False)
+    check_place("--save", options.save, folder=True)
+    for kind, paths in (("model", options.model), ("data set", options.dataset)) if options.save else ():
+        names = [Path(path).name for path in dict.fromkeys(paths)]
+        if len(set(names)) < len(names):
+            raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
     entries = []
     for name, model in models.items():
         model.to(accelerator.device)
@@ -52,6 +59,21 @@ def evaluate(options: EvalOptions) -> list[dict]:
             except OSError as error:
                 raise InputError(f"--json {options.json}: {error.strerror}") from error
     return entries
+
+
+def check_place(option: str, name: str | None, folder: bool) -> None:
+    """Raises `InputError`, before hours of scoring rather than after, where nothing can be written."""
+    if name is None:
+        return
+    place = Path(name)
+    if place.exists() and place.is_dir() != folder:
+        has, wanted = ("a file", "a folder") if folder else ("a folder", "a file's name")
+        raise InputError(f"{option} {place}: {has} stands there; wanted: {wanted}")
+    above = next(path for path in (place, *place.absolute().parents) if path.exists())
+    if above != place and not above.is_dir():
+        raise InputError(f"{option} {place}: {above} is a file; wanted: a folder")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"{option} {place}: {above} cannot be written to")
 
 
 def score(name: str, model, image_set: ImageSet, options: EvalOptions, accelerator) -> dict:

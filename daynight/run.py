@@ -80,18 +80,15 @@ def save_state(path: Path, parts: dict, extra: dict) -> None:
     replace(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def load_state(path: Path, parts: dict) -> dict:
-    """Restore every part from a file of `save_state`; returns what was saved as `extra`.
+def read_state(path: Path, parts: dict) -> tuple[dict, dict]:
+    """The state of every part in a file of `save_state`, by name, and what was saved as `extra`.
 
     safetensors refuses a file that is shorter than its header says: one cut at any byte is recognised.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         packed = json.loads(metadata["state"])
-        states = {name: unpack(packed[name], file.get_tensor) for name in parts}
-    for name, part in parts.items():
-        part.load_state_dict(states[name])
-    return json.loads(metadata["extra"])
+        return {name: unpack(packed[name], file.get_tensor) for name in parts}, json.loads(metadata["extra"])
 
 
 def revision() -> str | None:
@@ -134,6 +131,7 @@ class Run:
         self.slots = range(rank * share, (rank + 1) * share)
         gpu = self.device.type != "cpu"
         self.workers = options.num_workers if options.num_workers is not None else 4 * gpu
+        self.local_file = f"process-{rank}.safetensors"
         self.first, self.signal = 0, None
         self.parts, self.local_parts, self.products = {}, {}, {}
         self.values: dict[str, list] = {}
@@ -164,14 +162,15 @@ class Run:
                 raise InputError(f"--out {self.folder}: holds a run already; give another --out or leave --no-resume")
             try:
                 before = json.loads(path.read_text(encoding="utf-8"))
-                former = {key.replace("-", "_").removesuffix("_"): value for key, value in before["options"].items()}
+                former = {key.replace("-", "_"): value for key, value in before["options"].items()}
             except (ValueError, KeyError) as error:
                 raise InputError(f"{path}: not the options of a run ({error})") from error
             for name, value in given.items():
-                if former.get(name.removesuffix("_")) != value:
+                had = former.get(name)
+                if had != value:
                     raise InputError(
-                        f"--{name.replace('_', '-')} {value}: the run in {self.folder} has "
-                        f"{former.get(name)}; give that, or another --out"
+                        f"--{name.replace('_', '-')} {value}: the run in {self.folder} has {had}; give that, or "
+                        "another --out"
                     )
             for name, fingerprint in data.items():
                 if before["data"].get(name) != fingerprint:
@@ -209,13 +208,16 @@ class Run:
         """Go on from the newest whole checkpoint; False where there is none and the run begins."""
         for folder in reversed(self._checkpoints()):
             try:
-                extra = load_state(folder / "state.safetensors", self.parts)
-                local = folder / f"process-{self.accelerator.process_index}.safetensors"
-                if local.is_file():
-                    load_state(local, self.local_parts)
+                states, extra = read_state(folder / "state.safetensors", self.parts)
+                # with more processes than before, the new ones begin with nothing of their own
+                if self.local_parts and self.accelerator.process_index < extra["processes"]:
+                    states |= read_state(folder / self.local_file, self.local_parts)[0]
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
                 warn(f"{folder} is not whole ({error}): going on from the one before")
                 continue
+            for name, part in (self.parts | self.local_parts).items():
+                if name in states:
+                    part.load_state_dict(states[name])
             self.first = extra["step"]
             self.values = extra["values"]
             say(f"going on with {self.folder} at step {self.first:,} of {self.total:,}")
@@ -264,7 +266,13 @@ class Run:
         return (step + 1) % self.options.save_every == 0 or step + 1 == self.total
 
     def checkpoint(self, step: int) -> None:
-        """Write `checkpoint-<step>` beside and rename it when it is whole; the newest two are kept."""
+        """Write `checkpoint-<step>` beside and rename it when it is whole; the newest two are kept.
+
+        Raises `RunError`, and writes nothing, when a logged value is no longer a number.
+        """
+        self.values = {name: list(map(float, values)) for name, values in self.values.items()}
+        for name, values in self.values.items():
+            self._check(name, sum(values), step)
         final = self.folder / f"checkpoint-{step:07d}"
         part = self.folder / f".{final.name}.part"
         main = self.accelerator.is_main_process
@@ -273,11 +281,10 @@ class Run:
             part.mkdir()
         self.accelerator.wait_for_everyone()
         if self.local_parts:
-            name = f"process-{self.accelerator.process_index}.safetensors"
-            save_state(part / name, self.local_parts, {})
+            save_state(part / self.local_file, self.local_parts, {})
         if main:
-            values = {name: list(map(float, values)) for name, values in self.values.items()}
-            save_state(part / "state.safetensors", self.parts, {"step": step, "values": values})
+            extra = {"step": step, "processes": self.accelerator.num_processes, "values": self.values}
+            save_state(part / "state.safetensors", self.parts, extra)
         self.accelerator.wait_for_everyone()
         if main:
             shutil.rmtree(final, ignore_errors=True)
@@ -290,6 +297,12 @@ class Run:
         if self.accelerator.is_main_process:
             for name, model in self.products.items():
                 save_model(model, self.folder / name)
+
+    def _check(self, name: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            checkpoints = self._checkpoints()
+            left = f"; the newest checkpoint is {checkpoints[-1]}" if checkpoints else ""
+            raise RunError(f"{name} is {value} at step {step:,}{left}; a lower --lr may help")
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over all processes."""
@@ -310,10 +323,7 @@ class Run:
         )
         self.values = {}
         for name, value in means.items():
-            if not math.isfinite(value):
-                checkpoints = self._checkpoints()
-                left = f"; the newest checkpoint is {checkpoints[-1]}" if checkpoints else ""
-                raise RunError(f"{name} is {value} at step {step + 1:,}{left}; a lower --lr may help")
+            self._check(name, value, step + 1)
         self.meter.text = "  ".join(f"{name} {value:.3g}" for name, value in means.items())
         if self.accelerator.is_main_process:
             with open(self.folder / "metrics.jsonl", "a") as file:

@@ -88,7 +88,9 @@ def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
 
 def train(options: TranslateTrainOptions) -> None:
     """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
-    root = Path(options.data_root)
+    root, crop = Path(options.data_root), pair(options.crop)
+    if min(crop) < 32:
+        raise InputError(f"--crop {options.crop}: the discriminator needs at least 32 pixels a side")
     run = Run(options)
     day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
     night_sets = [load(name, root, "--night", time="night") for name in options.night]
@@ -103,7 +105,6 @@ def train(options: TranslateTrainOptions) -> None:
 
     days = Photographs(day_set.images, options.size)
     nights = Photographs([path for s in night_sets for path in s.images], options.size)
-    crop = pair(options.crop)
 
     def draw(g, step):
         images = {"day": days.image(choose(len(days), g)), "night": nights.image(choose(len(nights), g))}

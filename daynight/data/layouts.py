@@ -119,20 +119,16 @@ def locate(root: Path) -> Tree:
     layout = _recognise(root)
     if layout:
         return Tree(root, layout, ())
-    inner = {folder: _recognise(folder) for folder in _folders(root).values()}
-    found = [
-        Tree(folder, layout, (f"{layout} found one level deeper, in {folder}",))
-        for folder, layout in inner.items()
-        if layout
-    ]
-    # images beside it: the folder itself is what is meant
-    if found and not _holds_images(root):
-        if len(found) > 1:
-            names = ", ".join(tree.root.name for tree in found)
+    inner = [folder for folder in _folders(root).values() if _recognise(folder)]
+    # where images lie beside it, the folder itself is what is meant
+    if inner and not _holds_images(root):
+        if len(inner) > 1:
+            names = ", ".join(folder.name for folder in inner)
             raise InputError(
-                f"{root}: holds several data sets ({names}); give one, or unpack the parts into one folder"
+                f"{root}: holds several data sets ({names}); give one, or unpack its parts into one folder"
             )
-        return found[0]
+        layout = _recognise(inner[0])
+        return Tree(inner[0], layout, (f"{layout} found one level deeper, in {inner[0]}",))
     below = root.absolute()
     for above in list(below.parents)[:2]:
         layout = _recognise(above)
@@ -176,16 +172,21 @@ def load(
         images = _without_scored(root, images, folders, notes)
     if layout.startswith("BDD100K") and time:
         images = _select_time(images, _times_of_day(root, folders, layout, where), time, notes)
-    looked_in = " and ".join(folder.relative_to(root).as_posix() for folder in folders.values())
+    looked_in = " and ".join(str(folder) for folder in folders.values())
     if not images:
-        raise InputError("; ".join([f"{where}: no {time + ' ' if time else ''}images in {looked_in}", *notes]))
+        wanted = f"{time} images" if time and layout.startswith(("BDD100K", "Dark Zurich")) else "images"
+        raise InputError("; ".join([f"{option}: no {wanted} in {looked_in}", *notes]))
 
     label_kind, label_paths = _find_labels(root, layout, images, labels, where)
     if layout == "Nighttime Driving" and labels is None and label_kind == "labelTrainIds":
         notes.append("labels are the labelTrainIds of 2018; --labels labelIds takes those corrected in 2019")
     if labelled and label_kind is None:
-        patterns = [pattern.format("<split>/**/*") for _, pattern in _fitting(layout, labels)]
-        expected = " or ".join(patterns) or "labels/<split>/**/*.png beside images/<split>, and classes.json"
+        patterns = [pattern for part in _parts(layout) for _, pattern in _fitting(part, labels)]
+        expected = " or ".join(pattern.format("<split>/**/*") for pattern in patterns)
+        if layout == "BDD100K":
+            expected = f"images/10k/<split> with {expected}"
+        elif layout == "images":
+            expected = "images/<split>/ with labels/<split>/**/*.png and classes.json"
         raise InputError(f"{where}: no labels for the images in {looked_in}; expected {expected}")
     classes = CITYSCAPES if layout not in ("folder", "images") else None
     if layout == "folder":
@@ -368,10 +369,8 @@ def _find_labels(root: Path, layout: str, images: list[Path], labels: str | None
 
 def _time_folder(folder: Path, time: str) -> Path:
     """Dark Zurich keeps the day images of val apart, under val_ref/day."""
-    reference = folder.with_name(f"{folder.name}_ref") / "day"
-    return (
-        reference if time == "day" and not os.path.isdir(folder / time) and os.path.isdir(reference) else folder / time
-    )
+    reference = folder.with_name(f"{folder.name}_ref") / time
+    return folder / time if os.path.isdir(folder / time) or not os.path.isdir(reference) else reference
 
 
 def _without_scored(root: Path, images: list[Path], splits: dict, notes: list[str]) -> list[Path]:
@@ -418,9 +417,7 @@ def _read_times(file: Path) -> dict[str, str]:
     times = {}
     for number, entry in enumerate(content if isinstance(content, list) else [content]):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise InputError(
-                f"{file}: entry {number} has no name; expected BDD100K's labels, a name and attributes each"
-            )
+            raise InputError(f"{file}: entry {number} has no name; expected name and attributes of a BDD100K image")
         # one generation names the image file, another only its stem
         name = Path(entry["name"])
         attributes = entry.get("attributes")

@@ -35,7 +35,8 @@ def timm_backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
     try:
         network = network or timm.create_model(name, **timm_options)
         with torch.no_grad():
-            features = network.eval()(torch.zeros(1, 3, 64, 96))[-1]
+            network.eval()(torch.zeros(1, 3, 65, 97))
+            features = network(torch.zeros(1, 3, 64, 96))[-1]
     except (TypeError, AssertionError, RuntimeError, AttributeError) as error:
         raise ValueError(f"{name} cannot be a backbone: {error or 'it gives no feature maps'}") from None
     network.channels = network.feature_info.channels()[-1]

@@ -37,7 +37,7 @@ class FeatureNetwork(nn.Module):
         self.eval().requires_grad_(False)
 
     def _keep(self, layer, output):
-        self.activations[layer] = output
+        self.activations[layer] = output.clone()  # the next module may work in place
         if len(self.activations) == len(self.layers):
             raise _Reached
 

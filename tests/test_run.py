@@ -1,0 +1,362 @@
+"""Runs: a training that was stopped goes on as if it had not been, and refuses what would make it another."""
+
+import gc
+import json
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from daynight import segmentation, translation
+from daynight.config import SegTrainOptions, TranslateTrainOptions
+from daynight.data import streets
+from daynight.errors import InputError, RunError
+from daynight.run import Run, ramp
+
+STEPS = 7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # networks this small only wait for one another's threads: four times as slow on two busy cores
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("streets")
+    for name, night in (("day", False), ("night", True)):
+        streets.write(root / name, 0, night, train=4, val=1, size=(32, 64))
+    return root
+
+
+def translate_options(data, out, **changes):
+    options = TranslateTrainOptions(
+        day=str(data / "day"), night=[str(data / "night")], out=str(out), size="native", crop="32", width=4, blocks=1,
+        steps=STEPS, batch_size=2, history=3, lr=1e-3, feature_network="test_resnet", feature_weights="random",
+        feature_layer=["layer1", "layer2"], save_every=2, log_every=3, precision="no",
+    )  # fmt: skip
+    return replace(options, **changes)
+
+
+def seg_options(data, out, **changes):
+    # ρ is low: a teacher of seven steps is sure of nothing, and Eq. 15 would be 0
+    options = SegTrainOptions(
+        day=str(data / "day"), night=[str(data / "night")], out=str(out), size="native", crop="32", steps=STEPS,
+        batch_size=2, backbone="test_resnet", backbone_weights="random", output_stride=8, head_width=8, lr=1e-3,
+        train_on="day", rho="0.01,0.05", save_every=2, log_every=3, precision="no",
+    )  # fmt: skip
+    return replace(options, **changes)
+
+
+def train(options):
+    (translation if isinstance(options, TranslateTrainOptions) else segmentation).train(options)
+
+
+class Killed(BaseException):
+    """The machine went away."""
+
+
+def stop_after(monkeypatch, step, how, options, ends=None):
+    """Train until `how()` is called after `step`'s update."""
+    log = Run.log
+
+    def log_and_stop(self, now, **values):
+        log(self, now, **values)
+        if now == step:
+            how()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", log_and_stop)
+        with pytest.raises(ends or Killed) as stopped:
+            train(options)
+    value = stopped.value
+    del stopped
+    value.__traceback__ = None
+    gc.collect()  # a process that ends lets go of the lock: here the frames hold it
+    return value
+
+
+def kill():
+    raise Killed
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.iterdir() if "checkpoint" in path.name)
+
+
+def assert_same_end(one, other):
+    final = f"checkpoint-{STEPS:07d}"
+    paths = [*(one / final).glob("*.safetensors"), *one.glob("*/model.safetensors")]
+    files = [path.relative_to(one) for path in paths]
+    assert len(files) >= 2 and (one / final / "state.safetensors").is_file()
+    for file in files:
+        tensors, others = load_file(one / file), load_file(other / file)
+        assert tensors.keys() == others.keys() and tensors
+        assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == [], file
+        with safe_open(one / file, "pt") as left, safe_open(other / file, "pt") as right:
+            assert left.metadata() == right.metadata()
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """Uninterrupted runs, and the options that made them."""
+    root = tmp_path_factory.mktemp("runs")
+    made = {
+        "translation": translate_options(data, root / "translation"),
+        "supervised": seg_options(data, root / "supervised"),
+        # Eq. 15 from the second step on; translated by a run, by `darken`, and more unlabelled day images
+        "ssl": seg_options(
+            data, root / "ssl", ssl=True, train_on="both", translator=str(root / "translation"), flip=True
+        ),
+        "ssl-more": seg_options(
+            data, root / "ssl-more", ssl=True, train_on="both", translator="darken", unlabelled_day=str(data / "day")
+        ),
+    }
+    for options in made.values():
+        train(options)
+    return root, made
+
+
+KINDS = ["translation", "supervised", "ssl", "ssl-more"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_goes_on_bit_for_bit(kind, runs, tmp_path, monkeypatch):
+    root, made = runs
+    options = replace(made[kind], out=str(tmp_path / "run"))
+    # after the fifth step: the checkpoint of the fourth is left, amid steps that are not logged yet
+    stop_after(monkeypatch, 4, kill, options)
+    assert checkpoints(tmp_path / "run") == ["checkpoint-0000002", "checkpoint-0000004"]
+    torch.manual_seed(99)  # another process would begin otherwise too
+    train(replace(options, num_workers=1 if kind == "ssl-more" else None))
+    assert checkpoints(tmp_path / "run") == ["checkpoint-0000006", "checkpoint-0000007"]
+    assert_same_end(root / kind, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["translation", "ssl"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(number, kind, runs, tmp_path, monkeypatch):
+    root, made = runs
+    options, handler = replace(made[kind], out=str(tmp_path / "run"), save_every=100), signal.getsignal(number)
+    ended = stop_after(monkeypatch, 2, lambda: signal.raise_signal(number), options, SystemExit)
+    assert ended.code == 128 + number
+    assert checkpoints(tmp_path / "run") == ["checkpoint-0000003"]
+    assert signal.getsignal(number) is handler
+    train(options)
+    assert_same_end(root / kind, tmp_path / "run")
+
+
+def test_lines_of_lost_steps_are_not_written_twice(runs, tmp_path, monkeypatch):
+    root, made = runs
+    options = replace(made["supervised"], out=str(tmp_path / "run"), save_every=4)
+    stop_after(monkeypatch, 5, kill, options)  # steps 5 and 6 are lost, and the line of step 6 with them
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [3, 6]
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "ce_d')  # died while it wrote
+    train(options)
+    assert_same_end(root / "supervised", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "kind, file", [("translation", "process-0"), ("translation", "state"), ("ssl", "state"), ("ssl", None)]
+)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, file, runs, tmp_path, monkeypatch, capsys):
+    root, made = runs
+    folder, options = tmp_path / "run", replace(made[kind], out=str(tmp_path / "run"))
+    stop_after(monkeypatch, 4, kill, options)
+    if file:
+        path = folder / f"checkpoint-0000004/{file}.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        (folder / "checkpoint-0000004/state.safetensors").unlink()
+    train(options)
+    output = capsys.readouterr()
+    assert "checkpoint-0000004 is not whole" in output.err and "at step 2 of 7" in output.out
+    assert_same_end(root / kind, folder)
+
+
+def test_without_a_whole_checkpoint_the_run_begins_again(runs, tmp_path, monkeypatch):
+    root, made = runs
+    folder, options = tmp_path / "run", replace(made["translation"], out=str(tmp_path / "run"))
+    stop_after(monkeypatch, 2, kill, options)
+    assert checkpoints(folder) == ["checkpoint-0000002"]
+    path = folder / "checkpoint-0000002/process-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    train(options)
+    assert_same_end(root / "translation", folder)
+
+
+def test_a_checkpoint_that_was_not_finished_is_none(runs, tmp_path, monkeypatch):
+    root, made = runs
+    folder, options = tmp_path / "run", replace(made["supervised"], out=str(tmp_path / "run"))
+    stop_after(monkeypatch, 4, kill, options)
+    part = folder / ".checkpoint-0000006.part"
+    part.mkdir()
+    (part / "state.safetensors").write_bytes(b"begun")
+    train(options)
+    assert_same_end(root / "supervised", folder)
+    assert checkpoints(folder) == ["checkpoint-0000006", "checkpoint-0000007"]
+
+
+def test_a_finished_run_stays_as_it_is(runs, tmp_path):
+    root, made = runs
+    shutil.copytree(root / "ssl", tmp_path / "run")
+    train(replace(made["ssl"], out=str(tmp_path / "run")))
+    assert_same_end(root / "ssl", tmp_path / "run")
+
+
+def test_a_run_holds_what_it_should(runs):
+    root, made = runs
+    for kind, products in (("translation", ["day2night", "night2day"]), ("ssl", ["teacher"])):
+        assert checkpoints(root / kind) == ["checkpoint-0000006", "checkpoint-0000007"]
+        for product in products:
+            names = {path.name for path in (root / kind / product).iterdir()}
+            assert names == {"config.json", "model.safetensors"}
+        assert [line["step"] for line in metrics(root / kind)] == [3, 6, 7]
+        record = json.loads((root / kind / "options.json").read_text())
+        assert record["options"]["lr"] == 1e-3 and record["options"]["batch-size"] == 2
+        assert {"daynight", "revision", "torch", "cuda", "timm"} <= record["versions"].keys()
+        assert record["data"].keys() >= {"--day", "--night"}
+        assert [path.name for path in sorted((root / kind / "previews").iterdir())] == [
+            "0000002.png", "0000004.png", "0000006.png", "0000007.png",
+        ]  # fmt: skip
+        left = {path.name for path in (root / kind).iterdir() if path.name.startswith(".")}
+        assert left <= {".lock"}
+
+
+@pytest.mark.parametrize("kind, halves", [("ssl", ("day", "night")), ("ssl-more", ("unlabelled_day", "night"))])
+def test_eq_15_takes_part(kind, halves, runs):
+    names = {"day": "fake_day", "unlabelled_day": "fake_unlabelled_day", "night": "strong_night"}
+    for line in metrics(runs[0] / kind):
+        assert {key for key in line if key.startswith("ssl_")} == {f"ssl_{names[half]}" for half in halves}
+        assert all(line[f"ssl_{names[half]}"] > 0 and line[f"mask_{names[half]}"] > 0.1 for half in halves)
+    assert not [key for key in metrics(runs[0] / "supervised")[0] if key.startswith("ssl_")]
+
+
+def test_metrics_are_means_of_the_steps_since_the_last_line(data, runs, tmp_path):
+    root, made = runs
+    train(replace(made["supervised"], out=str(tmp_path / "run"), log_every=1))
+    single = [line["ce_day"] for line in metrics(tmp_path / "run")]
+    means = [line["ce_day"] for line in metrics(root / "supervised")]
+    assert means == pytest.approx([np.mean(single[:3]), np.mean(single[3:6]), single[6]], rel=1e-6)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    "kind, changes, option",
+    [
+        ("supervised", {"lr": 0.5}, "--lr 0.5"),
+        ("supervised", {"steps": 9}, "--steps 9"),
+        ("supervised", {"seed": 1}, "--seed 1"),
+        ("supervised", {"batch_size": 4}, "--batch-size 4"),
+        ("supervised", {"flip": True}, "--flip True"),
+        ("translation", {"feature_layer": ["layer1"]}, "--feature-layer"),
+        ("translation", {"gan": "lsgan"}, "--gan lsgan"),
+        ("supervised", {"resume": False}, "--no-resume"),
+    ],
+)
+def test_another_option_than_before_is_refused_by_name(kind, changes, option, runs):
+    root, made = runs
+    before = {path: path.stat().st_mtime_ns for path in (root / kind).rglob("*")}
+    with pytest.raises(InputError, match=option) as refused:
+        train(replace(made[kind], **changes))
+    assert "\n" not in str(refused.value) and str(root / kind) in str(refused.value)
+    assert {path: path.stat().st_mtime_ns for path in (root / kind).rglob("*")} == before
+
+
+def test_what_does_not_change_the_run_may_differ(runs):
+    root, made = runs
+    train(replace(made["supervised"], save_every=5, log_every=1, num_workers=0, debug=True))
+
+
+@pytest.mark.parametrize("option, folder", [("--day", "day"), ("--night", "night")])
+def test_changed_data_are_refused(option, folder, data, runs, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    options = translate_options(tmp_path / "data", tmp_path / "run", steps=1, lambda_feature=0)
+    train(options)
+    shutil.copy(data / folder / "images/train/00000.png", tmp_path / "data" / folder / "images/train/00009.png")
+    with pytest.raises(InputError, match=f"^{option}: the data"):
+        train(options)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="--out .*not empty"):
+        train(seg_options(data, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+    with pytest.raises(InputError, match="--out .*a file"):
+        train(seg_options(data, tmp_path / "run/thesis.tex"))
+
+
+def test_two_processes_never_work_on_one_run(data, tmp_path):
+    options = seg_options(data, tmp_path / "run")
+    first = Run(options)
+    first.open({})
+    with pytest.raises(InputError, match="another process"):
+        Run(options).open({})
+    first.lock.close()
+    Run(options).open({})
+
+
+def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path):
+    options = seg_options(data, tmp_path / "run", lr=1e30, steps=20, log_every=1)
+    with pytest.raises(RunError, match=r"ce_day is (nan|inf) at step \d+.*--lr"):
+        train(options)
+
+
+# ---- learning
+
+
+def test_training_lowers_the_loss(data, tmp_path):
+    train(seg_options(data, tmp_path / "run", steps=30, lr=3e-3, log_every=5))
+    losses = [line["ce_day"] for line in metrics(tmp_path / "run")]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_translator_learns_to_return(data, tmp_path):
+    train(translate_options(data, tmp_path / "run", steps=30, lambda_feature=0, lr=2e-3, log_every=5))
+    losses = [line["cycle_day"] + line["cycle_night"] for line in metrics(tmp_path / "run")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_without_night_images_the_labels_of_day_suffice(data, tmp_path):
+    # only day data are there
+    train(seg_options(data, tmp_path / "run", night=["nowhere"], steps=1))
+    assert (tmp_path / "run/teacher/model.safetensors").is_file()
+
+
+def test_previews_are_pictures(runs):
+    root, _ = runs
+    for kind in ("translation", "ssl"):
+        with Image.open(root / kind / "previews/0000007.png") as image:
+            assert image.mode == "RGB" and np.asarray(image).std() > 5
+
+
+def test_ramp_is_linear_between_its_ends():
+    assert [ramp(k, 5, 0.5, 0.9) for k in range(5)] == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    assert ramp(0, 50_000, 50, 100) == 50 and ramp(49_999, 50_000, 50, 100) == 100
+    assert ramp(0, 1, 3, 7) == 3
+
+
+def test_ramp_is_zero_before_its_beginning_and_joins_the_line_there():
+    assert ramp(9_999, 50_000, 50, 100, since=0.2) == 0
+    assert ramp(10_000, 50_000, 50, 100, since=0.2) == pytest.approx(60, abs=0.01)
+    assert ramp(49_999, 50_000, 50, 100, since=0.2) == 100
