@@ -9,21 +9,19 @@ from daynight.data.transforms import to_image
 
 
 def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
-    """Images in rows, as wide as the widest of their column, with a caption over each column."""
-    font = ImageFont.load_default(14)
-    widths = [max(row[i].width for row in rows) for i in range(len(captions))]
+    """Images in rows, under one another by column, with a caption over each column that it is wide enough for."""
+    font, top = ImageFont.load_default(14), 24
+    widths = [
+        max(int(font.getlength(caption)) + margin, *(row[i].width for row in rows))
+        for i, caption in enumerate(captions)
+    ]
     heights = [max(image.height for image in row) for row in rows]
-    caption_height = 22
-    sheet = Image.new(
-        "RGB",
-        (sum(widths) + margin * (len(widths) + 1), sum(heights) + margin * len(rows) + caption_height + margin),
-        "white",
-    )
-    draw = ImageDraw.Draw(sheet)
-    x = margin
+    size = sum(widths) + margin * (len(widths) + 1), sum(heights) + margin * len(heights) + top
+    sheet = Image.new("RGB", size, "white")
+    draw, x = ImageDraw.Draw(sheet), margin
     for i, (caption, width) in enumerate(zip(captions, widths, strict=True)):
-        draw.text((x + 2, 3), caption, "black", font)
-        y = caption_height + margin
+        draw.text((x, 3), caption, "black", font)
+        y = top
         for row, height in zip(rows, heights, strict=True):
             sheet.paste(row[i], (x, y))
             y += height + margin

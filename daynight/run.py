@@ -205,15 +205,19 @@ class Run:
         return sorted(path for path in self.folder.glob("checkpoint-*") if path.name[11:].isdigit())
 
     def restore(self) -> bool:
-        """Go on from the newest whole checkpoint; False where there is none and the run begins."""
-        for folder in reversed(self._checkpoints()):
+        """Go on from the newest whole checkpoint; False where there is none and the run begins.
+
+        Raises `InputError` where there are checkpoints and none is whole: beginning again would overwrite what is left.
+        """
+        checkpoints = self._checkpoints()
+        for folder in reversed(checkpoints):
             try:
                 states, extra = read_state(folder / "state.safetensors", self.parts)
                 # with more processes than before, the new ones begin with nothing of their own
                 if self.local_parts and self.accelerator.process_index < extra["processes"]:
                     states |= read_state(folder / self.local_file, self.local_parts)[0]
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                warn(f"{folder} is not whole ({error}): going on from the one before")
+                warn(f"{folder} is not whole ({error}): trying the one before")
                 continue
             for name, part in (self.parts | self.local_parts).items():
                 if name in states:
@@ -222,6 +226,8 @@ class Run:
             self.values = extra["values"]
             say(f"going on with {self.folder} at step {self.first:,} of {self.total:,}")
             break
+        if checkpoints and not self.first:
+            raise InputError(f"--out {self.folder}: none of its checkpoints is whole; give another --out to begin again")
         metrics = self.folder / "metrics.jsonl"
         if self.accelerator.is_main_process and metrics.is_file():
             lines = metrics.read_text().splitlines(keepends=True)

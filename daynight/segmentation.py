@@ -23,7 +23,7 @@ def train(options: SegTrainOptions) -> None:
     """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
     root = Path(options.data_root)
     run = Run(options)
-    day_set = load(options.day, root, "--day", labelled=True)
+    day_set = load(options.day, root, "--day", time="day", labelled=True)
     night_needed = options.ssl or options.translator == "fourier"
     night_sets = [load(name, root, "--night", time="night") for name in options.night if night_needed]
     sets = {"--day": [day_set], "--night": night_sets, "--unlabelled-day": []}

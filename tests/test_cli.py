@@ -259,7 +259,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_a_file(command
     for f, spelt, base in parameters(command):
         if spelt in {"config", *VALUES} or base is bool:
             continue
-        (in_file, as_read), (in_variable, of_variable) = sample(f, spelt, base, 1), sample(f, spelt, base)
+        (_, as_read), (in_variable, of_variable) = sample(f, spelt, base, 1), sample(f, spelt, base)
         (tmp_path / "c.json").write_text(json.dumps({spelt: as_read}))
         environment = {variable(command, spelt): in_variable}
         line = f"{command} {without(command, spelt)} --config {tmp_path}/c.json"

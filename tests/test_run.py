@@ -190,15 +190,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, file, runs, tmp
     assert_same_end(root / kind, folder)
 
 
-def test_without_a_whole_checkpoint_the_run_begins_again(runs, tmp_path, monkeypatch):
-    root, made = runs
+def test_without_a_whole_checkpoint_nothing_is_overwritten(runs, tmp_path, monkeypatch):
+    _, made = runs
     folder, options = tmp_path / "run", replace(made["translation"], out=str(tmp_path / "run"))
     stop_after(monkeypatch, 2, kill, options)
     assert checkpoints(folder) == ["checkpoint-0000002"]
     path = folder / "checkpoint-0000002/process-0.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    train(options)
-    assert_same_end(root / "translation", folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="none of its checkpoints is whole"):
+        train(options)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
 def test_a_checkpoint_that_was_not_finished_is_none(runs, tmp_path, monkeypatch):

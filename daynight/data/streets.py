@@ -129,8 +129,8 @@ class _Canvas:
         down = ((np.arange(1, self.height, 2)[:, None] - self.horizon) / self.focal).astype(np.float32)
         z = np.where(depth > 0, depth, self.up / np.maximum(down, 1 / self.focal))
         x, y = self.eye + right * z, self.up - down * z
-        grain = np.full(256, 0.03, np.float32)
-        grain[[_ID["road"], _ID["sidewalk"], _ID["vegetation"]]] = 0.06, 0.05, 0.16
+        grain = np.full(256, 0.02, np.float32)
+        grain[[_ID["road"], _ID["sidewalk"], _ID["vegetation"]]] = 0.03, 0.03, 0.09
         rough = rng.standard_normal((*label.shape, 1), np.float32) + 0.8 * _clouds(rng, label.shape, 0.03)
         albedo = mean[..., :3] * (1 + grain[label][..., None] * rough)
         return _Layout(albedo, mean[..., 3:4], mean[..., 5:], label, (x, y, z), self.eye, self.lamps)
@@ -414,7 +414,7 @@ def _night(layout: _Layout, rng) -> np.ndarray:
     lit += (1 - layout.cover) * _sky(len(z), (0.02, 0.03, 0.07), rim)
     bright = _bytes(2.5 * (layout.glow - 0.6))
     glare = 0.3 * _blur(bright, 0.015 * len(z)) + rng.uniform(0.3, 0.6) * _blur(bright, 0.06 * len(z))
-    return _blur(_expose(lit + layout.glow + glare.astype(np.float32) / 255, rng, 0.03), 0.5)
+    return _blur(_expose(lit + layout.glow + glare.astype(np.float32) / 255, rng, 0.02), 0.5)
 
 
 def _sky(height, zenith, rim):
