@@ -21,11 +21,11 @@ from daynight.weights import load_model, write_json
 ROWS = {"baseline": {"train_on": "day"}, "cyclegan+fl+day": {"train_on": "both"}, "ssl": {"ssl": True}}
 # far smaller than the paper's, for a few minutes on a CPU; no pretrained weights, so that nothing is downloaded
 TRANSLATOR = {
-    "steps": 700, "crop": "64x96", "width": 16, "blocks": 3, "gan": "lsgan", "lr": 1e-3, "lr_drop": 0.5, "ema_decay": 0.98,
-    "feature_network": "vgg11", "feature_layer": ["features.7"], "feature_weights": "random", "lambda_feature": 1.0,
+    "steps": 600, "width": 16, "blocks": 2, "gan": "lsgan", "lr": 3e-4, "lr_drop": 0.6, "ema_decay": 0.98,
+    "feature_network": "vgg11", "feature_layer": ["features.7"], "feature_weights": "random",
 }  # fmt: skip
 SEGMENTATION = {
-    "steps": 500, "crop": "64x128", "batch_size": 8, "lr": 2e-3, "ema_decay": 0.98,
+    "steps": 420, "batch_size": 8, "flip": True, "lr": 2e-3, "ema_decay": 0.98, "lambda_ssl": "10,20", "ssl_start": 0.3,
     "backbone": "test_resnet", "backbone_weights": "random", "head_width": 64,
 }  # fmt: skip
 
@@ -35,10 +35,10 @@ def demo(options: DemoOptions) -> None:
     started, out = time.monotonic(), Path(options.out)
     data, runs = out / "data", out / "runs"
     say(f"the method on drawn streets, seed {options.seed}: labelled day, unlabelled night, in {out}")
-    streets.write(data / "streets", options.seed, night=False, train=150, val=40)
+    streets.write(data / "streets", options.seed, night=False, train=40, val=40)
     streets.write(data / "streets_dark", options.seed, night=True, train=150, val=40)
     shared = {"seed": options.seed, "precision": options.precision, "data_root": str(data), "debug": options.debug}
-    training = shared | {"day": "streets", "night": ["streets_dark"], "size": "native", "log_every": 100}
+    training = shared | {"day": "streets", "night": ["streets_dark"], "size": "64", "crop": "64x128", "log_every": 100}
 
     say("\n1. learn to translate day into night: daynight translate-train")
     translation.train(TranslateTrainOptions(out=str(runs / "day2night"), **TRANSLATOR, **training))
@@ -86,6 +86,6 @@ def draw_panel(data: Path, runs: Path, path: Path, precision: str) -> None:
     columns["truth"] = [label_image(np.asarray(label), classes) for label in columns["truth"]]
     for row, caption in (("baseline", "before: day labels alone"), ("ssl", "after: the full method")):
         model = load_model(str(runs / row), "teacher", "--model", DeepLabV2).to(accelerator.device)
-        results = segment(model, nights, "native", 1, accelerator)
+        results = segment(model, nights, model.config["size"], 1, accelerator)
         columns[caption] = [label_image(labels.cpu().numpy(), classes) for _, _, labels in results]
     save_image(grid(list(map(list, zip(*columns.values(), strict=True))), list(columns)), path)

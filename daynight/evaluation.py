@@ -14,12 +14,12 @@ from daynight.data.labels import CITYSCAPES, Classes, read_label, to_label_ids
 from daynight.data.layouts import ImageSet, image_files, load, locate, resolve
 from daynight.data.sampling import Images
 from daynight.errors import InputError
-from daynight.inference import Writer, check_apart, claim, identity, is_whole, segment
+from daynight.inference import Writer, check_apart, claim, is_whole, segment
 from daynight.metrics import accuracy, confusion_matrix, iou, mean_iou
 from daynight.models.deeplab import DeepLabV2
 from daynight.previews import grid, label_image, overlay
 from daynight.run import make_accelerator
-from daynight.weights import find_model, load_model, write_json
+from daynight.weights import find_model, identity, load_model, write_json
 
 
 def evaluate(options: EvalOptions) -> list[dict]:

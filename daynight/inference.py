@@ -1,6 +1,5 @@
 """Images through a network: read, resized, batched; labels or translations at the images' own size."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -108,11 +107,6 @@ def is_whole(path: Path) -> bool:
         return True
     except (OSError, SyntaxError, ValueError):
         return False
-
-
-def identity(model: Path) -> str:
-    """12 hex digits of a model folder's weights."""
-    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def check_apart(root: Path, out: Path) -> None:

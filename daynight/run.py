@@ -157,9 +157,11 @@ class Run:
         path = self.folder / "options.json"
         if not self.folder.is_dir() and self.folder.exists():
             raise InputError(f"--out {self.folder}: a file stands there; wanted: a folder")
-        if path.is_file():
-            if not self.options.resume:
-                raise InputError(f"--out {self.folder}: holds a run already; give another --out or leave --no-resume")
+        if path.is_file() and not self.options.resume:
+            raise InputError(f"--out {self.folder}: holds a run already; give another --out or leave --no-resume")
+        # without a checkpoint nothing is lost by beginning again, with other options or data
+        goes_on = path.is_file() and self._checkpoints()
+        if goes_on:
             try:
                 before = json.loads(path.read_text(encoding="utf-8"))
                 former = {key.replace("-", "_"): value for key, value in before["options"].items()}
@@ -175,7 +177,7 @@ class Run:
             for name, fingerprint in data.items():
                 if before["data"].get(name) != fingerprint:
                     raise InputError(f"{name}: the data are not those that the run in {self.folder} began with")
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif not path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise InputError(f"--out {self.folder}: not empty, and holds no run; give another folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,7 @@ class Run:
             raise InputError(f"--out {self.folder}: another process is working on this run") from None
         except OSError as error:
             raise InputError(f"--out {self.folder}: {error.strerror}") from error
-        if not path.is_file():
+        if not goes_on:
             options = {name.replace("_", "-").removesuffix("-"): value for name, value in asdict(self.options).items()}
             write_json(path, {"options": options, "versions": versions(), "data": data})
 
@@ -227,7 +229,9 @@ class Run:
             say(f"going on with {self.folder} at step {self.first:,} of {self.total:,}")
             break
         if checkpoints and not self.first:
-            raise InputError(f"--out {self.folder}: none of its checkpoints is whole; give another --out to begin again")
+            raise InputError(
+                f"--out {self.folder}: none of its checkpoints is whole; give another --out to begin again"
+            )
         metrics = self.folder / "metrics.jsonl"
         if self.accelerator.is_main_process and metrics.is_file():
             lines = metrics.read_text().splitlines(keepends=True)

@@ -1,5 +1,6 @@
 """`seg-train`: the student and its mean teacher of §3.3, and every row of Table 1 before it."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -16,18 +17,23 @@ from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.previews import grid, label_image
 from daynight.run import Run, ramp
-from daynight.weights import find_model, load_model, pretrained
+from daynight.weights import find_model, identity, load_model, pretrained
 
 
 def train(options: SegTrainOptions) -> None:
     """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
     root = Path(options.data_root)
+    for name in ("translated", "translator"):
+        if getattr(options, name) and options.train_on == "day":
+            raise InputError(f"--{name}: with --train-on day nothing is translated; leave one of them out")
+    if options.unlabelled_day and not options.ssl:
+        raise InputError("--unlabelled-day: is for Eq. 15; give --ssl, or leave it out")
     run = Run(options)
     day_set = load(options.day, root, "--day", time="day", labelled=True)
     night_needed = options.ssl or options.translator == "fourier"
     night_sets = [load(name, root, "--night", time="night") for name in options.night if night_needed]
     sets = {"--day": [day_set], "--night": night_sets, "--unlabelled-day": []}
-    if options.ssl and options.unlabelled_day:
+    if options.unlabelled_day:
         splits = ("train", "train_extra")
         sets["--unlabelled-day"] = [load(options.unlabelled_day, root, "--unlabelled-day", splits=splits, time="day")]
     for image_set in (s for some in sets.values() for s in some):
@@ -40,9 +46,10 @@ def train(options: SegTrainOptions) -> None:
     torch.manual_seed(options.seed)
     student = build_student(options, day_set)
     translator = load_model(where, "day2night", "--translator", Generator) if how == "run" else None
-    run.open({name: " ".join(s.fingerprint() for s in some) for name, some in sets.items()})
-
     draw = Draw(options, sets, how, where)
+    data = {name: " ".join(s.fingerprint() for s in some) for name, some in sets.items()}
+    run.open(data | {"translations": f"{how} {translator_identity(how, where)}"})
+
     student.to(run.device)
     teacher = EMA(student, options.ema_decay)
     optimizer = torch.optim.Adam(student.parameters(), lr=options.lr, fused=True)
@@ -208,12 +215,23 @@ def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
     return found
 
 
+def translator_identity(how: str | None, where: str | None) -> str | None:
+    """What tells a source of translations from another: a translated folder's record, or a generator's weights."""
+    if how == "run":
+        return identity(find_model(where, "day2night", "--translator"))
+    record = Path(where or "") / "translation.json"
+    return json.loads(record.read_text(encoding="utf-8"))["model"] if how == "folder" and record.is_file() else where
+
+
 def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
     classes = day_set.classes
     if options.init:
         student = load_model(options.init, "teacher", "--init", DeepLabV2)
         if student.config["names"] != list(classes.names):
             raise InputError(f"--init {options.init}: its classes are not those of --day {options.day}")
+        if options.backbone not in (SegTrainOptions.backbone, student.config["backbone"]):
+            had = student.config["backbone"]
+            raise InputError(f"--backbone {options.backbone}: --init {options.init} has {had}; leave it out")
         student.config["size"] = options.size
         return student
 

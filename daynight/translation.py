@@ -16,14 +16,14 @@ from daynight.data.sampling import Images, Photographs, batches, choose, generat
 from daynight.data.transforms import cut, random_box, target_size
 from daynight.ema import EMA
 from daynight.errors import InputError
-from daynight.inference import Writer, check_apart, claim, identity, is_whole, save_image
+from daynight.inference import Writer, check_apart, claim, is_whole, save_image
 from daynight.inference import translate as translations
 from daynight.models.discriminator import Discriminator
 from daynight.models.generator import Generator
 from daynight.models.perceptual import FeatureNetwork
 from daynight.previews import tensor_grid
 from daynight.run import Run, make_accelerator
-from daynight.weights import find_model, load_model, pretrained, replace
+from daynight.weights import find_model, identity, load_model, pretrained, replace
 
 
 class Generators(nn.Module):
@@ -249,7 +249,7 @@ def carry(root: Path, files: tuple[Path, ...], out: Path, size: str | None) -> N
                 save_image(label.resize((width, height), Image.Resampling.NEAREST), target)
             continue
         try:
-            os.link(path, target)
+            os.link(path.resolve(), target)
         except OSError:
             replace(target, lambda temporary, path=path: shutil.copyfile(path, temporary))
     say(f"{len(files):,} label files and their like came along")

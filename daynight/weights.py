@@ -1,5 +1,6 @@
 """A model on disk: a folder with config.json and model.safetensors; here, in a run, or on the Hub."""
 
+import hashlib
 import json
 import logging
 import os
@@ -95,6 +96,11 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
         raise InputError(f"{option} {name}: {path} is not of the network in its config.json ({min(wrong)} differs)")
     model.load_state_dict(state)
     return model.eval()
+
+
+def identity(model: Path) -> str:
+    """12 hex digits of a model folder's weights."""
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def read_tensors(path: Path, option: str) -> dict[str, torch.Tensor]:

@@ -344,7 +344,6 @@ def test_unreadable_in_the_midst_of_a_training(home):
     assert list((home / "out").glob("checkpoint-*")) and (home / "out/teacher/model.safetensors").is_file()
 
 
-@pytest.mark.xfail(strict=True, reason="options.json alone makes a run of a folder, though no step of it was saved")
 @pytest.mark.parametrize("words", ["", "--crop 40"], ids=["mended", "other options"])
 def test_a_run_that_never_saved_a_step_can_be_begun_again(words, home, broken):
     path = broken("image", "train", cut)

@@ -270,7 +270,6 @@ def test_batches_and_workers_change_nothing(home, tmp_path):
         assert abs(one - three).max() <= 1
 
 
-@pytest.mark.xfail(strict=True, reason="os.link on Linux makes a second link, with the same relative target")
 def test_labels_that_are_links(home, tmp_path):
     """Data sets often lie on another disk and are linked to: a link must not be copied as a link to nowhere."""
     root = trees.cityscapes(tmp_path / "cs", train=1, val=0, train_extra=0)
@@ -627,7 +626,6 @@ def test_refused(words, named, home, seg, tmp_path):
 # options that are given and come to nothing: to be refused, or said
 
 
-@pytest.mark.xfail(strict=True, reason="is left out without a word")
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -642,7 +640,6 @@ def test_nothing_given_is_ignored(words, named, home, tmp_path):
     assert named in seg_train(home, words, tmp_path / "run").line
 
 
-@pytest.mark.xfail(strict=True, reason="is found out when the run has its folder already")
 def test_unlabelled_day_without_translations_leaves_nothing(home, seg, tmp_path):
     line = seg_train(home, "--ssl --unlabelled-day own", tmp_path / "run").line
     assert "4 of 4" in line
@@ -697,7 +694,6 @@ def test_a_translation_in_another_format_counts(home, place):
     assert "translations from cs_night\n" in run_there(place)
 
 
-@pytest.mark.xfail(strict=True, reason="where translations come from is not part of what a run remembers")
 def test_a_run_does_not_go_on_with_other_translations(home, place):
     shutil.copytree(home / "runs/day2night/day2night", place / "runs/day2night/day2night")
     assert "translations from runs/day2night\n" in run_there(place)

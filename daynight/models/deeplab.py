@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 def vgg_backbone(**timm_options) -> nn.Sequential:
     """VGG-16's convolutions at output stride 8: pool4 and pool5 with stride 1, conv5 dilated by 2."""
-    network = timm.create_model("vgg16", **timm_options)
+    network = timm.create_model("vgg16", num_classes=0, **timm_options)
     features = network.features
     pools = [i for i, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
     for i in pools:

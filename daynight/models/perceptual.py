@@ -19,7 +19,7 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, name: str = "vgg19", layers: tuple[str, ...] = ("features.31",), **timm_options):
         super().__init__()
-        self.network = timm.create_model(name, **timm_options)
+        self.network = timm.create_model(name, num_classes=0, **timm_options)
         normalisation = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(normalisation["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation["std"]).view(1, 3, 1, 1), persistent=False)
