@@ -4,6 +4,7 @@ import difflib
 import inspect
 import json
 import os
+import signal
 import sys
 import traceback
 from copy import copy
@@ -141,6 +142,8 @@ def unknown_variables() -> list[str]:
 
 def main() -> None:
     """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
+    # as Ctrl-C: what is being written is cleaned up (trainings, which save first, have their own handler)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     for variable in unknown_variables():
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:
