@@ -35,7 +35,7 @@ def demo(options: DemoOptions) -> None:
     started, out = time.monotonic(), Path(options.out)
     data, runs = out / "data", out / "runs"
     say(f"the method on drawn streets, seed {options.seed}: labelled day, unlabelled night, in {out}")
-    streets.write(data / "streets", options.seed, night=False, train=40, val=40)
+    streets.write(data / "streets", options.seed, night=False, train=40, val=40, extra=110)
     streets.write(data / "streets_dark", options.seed, night=True, train=150, val=40)
     shared = {"seed": options.seed, "precision": options.precision, "data_root": str(data), "debug": options.debug}
     training = shared | {"day": "streets", "night": ["streets_dark"], "size": "64", "crop": "64x128", "log_every": 100}

@@ -119,3 +119,11 @@ def test_what_is_being_written_is_never_seen_half_done(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         streets.write(tmp_path, 0, False, 1, 0, (32, 64))
     assert not [name for name in files(tmp_path) if name.endswith((".png", ".json"))]
+
+
+def test_extra_scenes_are_others_and_have_no_labels(tmp_path):
+    streets.write(tmp_path, 0, night=False, train=2, val=1, size=(32, 64), extra=3)
+    extra = sorted((tmp_path / "images/train_extra").iterdir())
+    others = [path.read_bytes() for split in ("train", "val") for path in (tmp_path / "images" / split).iterdir()]
+    assert len(extra) == 3 and not (tmp_path / "labels/train_extra").exists()
+    assert not {path.read_bytes() for path in extra} & set(others)

@@ -449,19 +449,23 @@ def pair(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.ndarray, np.n
     return _day(layout, rng), _night(layout, rng), layout.label
 
 
-def write(root: Path, seed: int, night: bool, train: int, val: int, size: tuple[int, int] = (96, 192)) -> None:
+def write(root: Path, seed: int, night: bool, train: int, val: int, size=(96, 192), extra: int = 0) -> None:
     """Write drawn scenes in the `folder` layout: root/{images,labels}/{train,val}/00000.png… and root/classes.json.
 
-    train, val: how many scenes of each; size: (height, width) in pixels. No scene is in both splits, nor by day and by
-    night, nor under another seed; more scenes leave the earlier ones as they are. Nothing is ever there half written.
+    train, val: how many scenes of each; extra: how many more, without labels, in images/train_extra; size: (height,
+    width) in pixels. No scene is in two splits, nor by day and by night, nor under another seed; more scenes in a split
+    leave its earlier ones as they are. Nothing is ever there half written.
     """
-    for odd, (split, count) in enumerate((("train", train), ("val", val))):
-        for index in range(count):
-            # even numbers train and odd ones validate, so that neither count moves the other's scenes
-            pictures = scene(1_000_000 * seed + 2 * index + odd, night, size)
+    # even numbers train and odd ones validate, so that neither count moves the other's scenes
+    splits = {"train": range(0, 2 * train, 2), "val": range(1, 2 * val, 2)}
+    splits["train_extra"] = range(2 * train, 2 * (train + extra), 2)
+    for split, numbers in splits.items():
+        for number in numbers:
+            pictures = scene(1_000_000 * seed + number, night, size)
             for kind, picture in zip(("images", "labels"), pictures, strict=True):
-                save = partial(Image.fromarray(picture).save, format="PNG")
-                _replace(Path(root) / kind / split / f"{index:05d}.png", save)
+                if (kind, split) != ("labels", "train_extra"):
+                    save = partial(Image.fromarray(picture).save, format="PNG")
+                    _replace(Path(root) / kind / split / f"{number // 2:05d}.png", save)
     table = json.dumps([{"name": name, "color": list(color)} for name, color in CLASSES], indent=1) + "\n"
     _replace(Path(root) / "classes.json", lambda path: path.write_text(table, encoding="utf-8"))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The method against its own baseline on real photographs, on a CPU, in less than an hour: see README.md.
+# The method against its own baseline on real photographs, on a CPU: see README.md.
 # usage: examples/night/run.sh [DATA] [OUT]     (run it again to go on where it was stopped)
 set -euo pipefail
 data=${1:-../shared} out=${2:-runs/night}
