@@ -21,11 +21,11 @@ from daynight.weights import load_model, write_json
 ROWS = {"baseline": {"train_on": "day"}, "cyclegan+fl+day": {"train_on": "both"}, "ssl": {"ssl": True}}
 # far smaller than the paper's, for a few minutes on a CPU; no pretrained weights, so that nothing is downloaded
 TRANSLATOR = {
-    "steps": 600, "width": 16, "blocks": 2, "gan": "lsgan", "lr": 3e-4, "lr_drop": 0.6, "ema_decay": 0.98,
+    "steps": 800, "width": 16, "blocks": 2, "gan": "lsgan", "lr": 3e-4, "lr_drop": 0.6, "ema_decay": 0.98,
     "feature_network": "vgg11", "feature_layer": ["features.7"], "feature_weights": "random",
 }  # fmt: skip
 SEGMENTATION = {
-    "steps": 420, "batch_size": 8, "flip": True, "lr": 2e-3, "ema_decay": 0.98, "lambda_ssl": "10,20", "ssl_start": 0.3,
+    "steps": 400, "batch_size": 8, "flip": True, "lr": 2e-3, "ema_decay": 0.98, "lambda_ssl": "10,20", "ssl_start": 0.3,
     "backbone": "test_resnet", "backbone_weights": "random", "head_width": 64,
 }  # fmt: skip
 
