@@ -318,7 +318,10 @@ def features():
 def test_feature_network_gives_its_layers_in_the_order_asked(features):
     x = images(2, 3, 64, 64)
     third, first = features(x)
-    network, normal = timm.create_model("test_resnet").eval(), (x * 0.5 + 0.5 - features.mean) / features.std
+    network, normal = (
+        timm.create_model("test_resnet", num_classes=0).eval(),
+        (x * 0.5 + 0.5 - features.mean) / features.std,
+    )
     network.load_state_dict(features.network.state_dict())
     stem = network.maxpool(network.act1(network.bn1(network.conv1(normal))))
     expected = network.layer1(stem)
