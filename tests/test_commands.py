@@ -198,7 +198,7 @@ def test_the_options_of_a_run_given_back(home, tmp_path):
     # the same options and seed are the same run, but for the order of sums: the launcher gives its process one thread,
     # and Adam makes a step of lr out of any gradient, however near to 0
     ours, theirs = (load_file(run / "teacher/model.safetensors") for run in (tmp_path / "again", home / "runs/seg"))
-    assert all(np.allclose(ours[name], theirs[name], rtol=1e-2, atol=1e-3) for name in theirs)
+    assert all(np.allclose(ours[name], theirs[name], rtol=1e-2, atol=5e-3) for name in theirs)
 
 
 @pytest.mark.skipif(not (REPOSITORY / "daynight/__main__.py").is_file(), reason="not a checkout")
