@@ -52,6 +52,21 @@ def numbers(value: str) -> tuple[float, float]:
     return start, end
 
 
+def check_factors(value: str) -> str:
+    try:
+        good = all(0 < factor < math.inf for factor in factors(value))
+    except ValueError:
+        good = False
+    if not good:
+        raise typer.BadParameter("wanted: factors of the size, as 0.75,1,1.25")
+    return value
+
+
+def factors(value: str) -> tuple[float, ...]:
+    """"0.75,1,1.25" → (0.75, 1.0, 1.25)."""
+    return tuple(map(float, value.split(",")))
+
+
 Size = Annotated[
     str,
     option(
@@ -62,6 +77,26 @@ ModelSize = Annotated[
     str | None,
     option(
         "--size", MODEL, "Run the network at: 512, 512x1024 or native; default: its training size.", callback=check_size
+    ),
+]
+Scales = Annotated[
+    str,
+    option(
+        "--scales",
+        MODEL,
+        "Mean of the probabilities at these factors of the size: 0.75,1,1.25.",
+        callback=check_factors,
+    ),
+]
+Flip = Annotated[bool, option("--flip", MODEL, "And of the mirrored image.")]
+AtOnce = Annotated[
+    int | None,
+    option(
+        "--batch-size",
+        ADVANCED,
+        "Images beside each other, each in a pass of its own: no result depends on it; default: one a core, at most 8, "
+        "and 2 on a GPU.",
+        min=1,
     ),
 ]
 Crop = Annotated[
@@ -194,7 +229,10 @@ class SegTrainOptions(TrainingOptions):
     translator: Annotated[
         str | None,
         option(
-            "--translator", MODEL, "Translate on the fly: a run, darken or fourier; default: runs/day2night if there."
+            "--translator",
+            MODEL,
+            "Translate on the fly: a run, darken or fourier (these two also beside --translated: each crop takes one); "
+            "default: runs/day2night if there.",
         ),
     ] = None
     out: Annotated[str, option("--out", OUTPUT, "The run's folder.")] = "runs/seg"
@@ -229,6 +267,16 @@ class SegTrainOptions(TrainingOptions):
     jitter: Annotated[
         float, option("--jitter", OPTIMISATION, "Colour jitter of A_s: factors 1 ± this.", min=0, max=1)
     ] = 0.4
+    darken: Annotated[
+        float,
+        option(
+            "--darken",
+            OPTIMISATION,
+            "Share of the student's night crops, translated or real, that are darkened on top (not in the paper).",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0
 
 
 Model = Annotated[str, option("--model", MODEL, "A run of seg-train, a model folder, or a Hub id.")]
@@ -237,13 +285,40 @@ Model = Annotated[str, option("--model", MODEL, "A run of seg-train, a model fol
 @dataclass(kw_only=True)
 class EvalOptions(Options):
     model: Annotated[
-        list[str], option("--model", MODEL, "A run of seg-train, a model folder, or a Hub id; repeatable.")
-    ] = field(default_factory=lambda: ["runs/seg"])
+        list[str],
+        option("--model", MODEL, "A run of seg-train, a model folder, or a Hub id; repeatable; default: runs/seg."),
+    ] = field(default_factory=list)
+    predictions: Annotated[
+        list[str],
+        option(
+            "--predictions",
+            MODEL,
+            "In place of --model: a folder with a PNG of ids for each image, found by its stem; repeatable.",
+        ),
+    ] = field(default_factory=list)
+    ids: Annotated[
+        Literal["trainIds", "labelIds"] | None,
+        option("--ids", MODEL, "What --predictions hold (labelIds: Cityscapes); default: trainIds."),
+    ] = None
+    resize: Annotated[
+        bool, option("--resize", MODEL, "Resize --predictions to their labels, by nearest neighbour.")
+    ] = False
+    size: ModelSize = None
+    scales: Scales = "1"
+    flip: Flip = False
     dataset: Annotated[list[str], option("--dataset", DATA, "A labelled data set, as --day elsewhere; repeatable.")]
     split: Annotated[str | None, option("--split", DATA, "Default: val, else test, else the only one.")] = None
     labels: Annotated[
         Literal["labelIds", "labelTrainIds"] | None,
         option("--labels", DATA, "Which label files; default: labelIds for cs, labelTrainIds for nd."),
+    ] = None
+    class_map: Annotated[
+        str | None,
+        option(
+            "--class-map",
+            DATA,
+            'JSON file, {"class of the model": "class of the data set" or null}; default: equal names.',
+        ),
     ] = None
     mean: Annotated[
         Literal["present", "official", "all"],
@@ -254,10 +329,14 @@ class EvalOptions(Options):
             "all (absent ones count 0).",
         ),
     ] = "present"
-    size: ModelSize = None
-    batch_size: Annotated[int, option("--batch-size", ADVANCED, "Images of one size at once.", min=1)] = 1
     json: Annotated[str | None, option("--json", OUTPUT, "Write the results to this file.")] = None
-    save: Annotated[str | None, option("--save", OUTPUT, "Write colour predictions and panels to this folder.")] = None
+    save: Annotated[
+        str | None, option("--save", OUTPUT, "Write a page, colour predictions and panels to this folder.")
+    ] = None
+    dry_run: Annotated[
+        bool, option("--dry-run", ADVANCED, "Say what each data set holds and read its labels; score nothing.")
+    ] = False
+    batch_size: AtOnce = None
 
 
 @dataclass(kw_only=True)
@@ -265,11 +344,17 @@ class PredictOptions(Options):
     in_: Annotated[str, option("--in", DATA, "The tree to label: a path, or a name under --data-root.")]
     out: Annotated[str, option("--out", OUTPUT, "The folder to write: ids, color and overlay, each the same tree.")]
     model: Model = "runs/seg"
+    size: ModelSize = None
+    scales: Scales = "1"
+    flip: Flip = False
     ids: Annotated[
         Literal["trainIds", "labelIds"], option("--ids", OUTPUT, "What the id images hold (labelIds: Cityscapes).")
     ] = "trainIds"
-    size: ModelSize = None
-    batch_size: Annotated[int, option("--batch-size", ADVANCED, "Images of one size at once.", min=1)] = 1
+    confidence: Annotated[
+        bool,
+        option("--confidence", OUTPUT, "Also confidence: 16-bit PNGs, 65535 × the largest softmax probability."),
+    ] = False
+    batch_size: AtOnce = None
 
 
 @dataclass(kw_only=True)

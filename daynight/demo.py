@@ -86,6 +86,6 @@ def draw_panel(data: Path, runs: Path, path: Path, precision: str) -> None:
     columns["truth"] = [label_image(np.asarray(label), classes) for label in columns["truth"]]
     for row, caption in (("baseline", "before: day labels alone"), ("ssl", "after: the full method")):
         model = load_model(str(runs / row), "teacher", "--model", DeepLabV2).to(accelerator.device)
-        results = segment(model, nights, model.config["size"], 1, accelerator)
-        columns[caption] = [label_image(labels.cpu().numpy(), classes) for _, _, labels in results]
+        results = segment(model, nights, model.config["size"], None, accelerator)
+        columns[caption] = [label_image(labels.cpu().numpy(), classes) for _, _, labels, _ in results]
     save_image(grid(list(map(list, zip(*columns.values(), strict=True))), list(columns)), path)

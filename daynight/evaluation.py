@@ -1,64 +1,237 @@
 """`eval` and `predict`: teachers on labelled data sets, as Table 1 (§4.3), and on folders without labels."""
 
+import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
-from rich.table import Table
 
-from daynight.config import EvalOptions, PredictOptions
+from daynight.config import EvalOptions, PredictOptions, factors
 from daynight.console import counted, say, show
-from daynight.data.labels import CITYSCAPES, Classes, read_label, to_label_ids
-from daynight.data.layouts import ImageSet, image_files, load, locate, resolve
+from daynight.data.labels import CITYSCAPES, IGNORE, Classes, read_label, to_label_ids
+from daynight.data.layouts import ImageSet, describe, image_files, load, locate, resolve
 from daynight.data.sampling import Images
+from daynight.data.transforms import resize_label
 from daynight.errors import InputError
 from daynight.inference import Writer, check_apart, claim, is_whole, segment
-from daynight.metrics import accuracy, confusion_matrix, iou, mean_iou
+from daynight.metrics import confusion_matrix, counts
 from daynight.models.deeplab import DeepLabV2
 from daynight.previews import grid, label_image, overlay
+from daynight.results import Result, fingerprint, summarise, table, write_page
 from daynight.run import make_accelerator
 from daynight.weights import find_model, identity, load_model, write_json
+
+
+class Scored(NamedTuple):
+    """What is scored: a model, or a folder of predictions.
+
+    classes: those of its train ids, None where they are the data set's. predict(set, numbers): the number and the
+    H×W train ids (uint8, 255 = none) of these images of a set, one after another.
+    """
+
+    name: str
+    classes: Classes | None
+    settings: dict
+    predict: Callable[[ImageSet, list[int]], Iterator[tuple[int, torch.Tensor]]]
 
 
 def evaluate(options: EvalOptions) -> list[dict]:
     """Score every model on every data set (§4.3): prints a table, returns (and writes) one entry a pair."""
     accelerator = make_accelerator(options.precision)
-    root = Path(options.data_root)
-    splits = (options.split,) if options.split else None
-    sets = [
-        load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True) for name in options.dataset
-    ]
-    models = {name: load_model(name, "teacher", "--model", DeepLabV2) for name in options.model}
-    for image_set in sets:
-        say(str(image_set))
-        for note in image_set.notes:
-            say(f"  {note}")
-        for name, model in models.items():
-            if model.config["names"] != list(image_set.classes.names):
-                raise InputError(f"--dataset {image_set.name}: its classes are not those of --model {name}")
+    if options.dry_run:
+        check_data(options)
+        return []
     check_place("--json", options.json, folder=False)
     check_place("--save", options.save, folder=True)
-    for kind, paths in (("model", options.model), ("data set", options.dataset)) if options.save else ():
-        names = [Path(path).name for path in dict.fromkeys(paths)]
-        if len(set(names)) < len(names):
-            raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
-    entries = []
-    for name, model in models.items():
-        model.to(accelerator.device)
-        for image_set in sets:
-            entries.append(score(name, model, image_set, options, accelerator))
-        model.cpu()
+    sets, results = compare(options, accelerator)
+    entries = [result.entry for result in results]
     if accelerator.is_main_process:
-        show(table(entries))
+        show(table(results))
         if options.json:
             try:
                 Path(options.json).parent.mkdir(parents=True, exist_ok=True)
                 write_json(Path(options.json), entries)
             except OSError as error:
                 raise InputError(f"--json {options.json}: {error.strerror}") from error
+        if options.save:
+            write_page(results, sets, Path(options.save))
+            say(f"look at {Path(options.save) / 'index.html'}")
     return entries
+
+
+def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], list[Result]]:
+    """The data sets, and the result of each run on each of them; every problem that can be known is told first."""
+    names = options.model or ([] if options.predictions else ["runs/seg"])
+    if not names and (options.size or options.flip or options.scales != "1"):
+        raise InputError("--size, --scales and --flip are for --model; --predictions are scored as they are")
+    if not options.predictions and (options.ids or options.resize):
+        raise InputError("--ids and --resize are for --predictions")
+    splits, root = (options.split,) if options.split else None, Path(options.data_root)
+    sets = [
+        load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)
+        for name in dict.fromkeys(options.dataset)
+    ]
+    for image_set in sets:
+        say(str(image_set))
+        for note in image_set.notes:
+            say(f"  {note}")
+    runs = [by_model(name, options, accelerator) for name in dict.fromkeys(names)]
+    runs += [by_folder(name, options, sets) for name in dict.fromkeys(options.predictions)]
+    class_maps = [[class_map(run, image_set, options.class_map) for image_set in sets] for run in runs]
+    for kind, paths in (("model", [run.name for run in runs]), ("data set", [s.name for s in sets])):
+        if options.save and len({Path(path).name for path in paths}) < len(paths):
+            raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
+    return sets, [
+        score(run, image_set, ids, options, accelerator)
+        for run, row in zip(runs, class_maps, strict=True)
+        for image_set, ids in zip(sets, row, strict=True)
+    ]
+
+
+def check_data(options: EvalOptions) -> None:
+    """Say what each data set holds, and read every label that would be scored."""
+    splits, root = (options.split,) if options.split else None, Path(options.data_root)
+    for name in options.dataset:
+        for line in describe(name, root, "--dataset"):
+            say(line)
+        image_set = load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)
+        pixels, images = [], Images(image_set.images)
+        for i, path in counted(enumerate(image_set.labels), len(image_set.labels), "labels"):
+            size = (images[i].height, images[i].width)
+            labels = read_label(path, image_set.label_kind, image_set.classes, size)
+            pixels.append(np.bincount(labels.ravel(), minlength=256))
+        of_class = np.stack(pixels)[:, : len(image_set.classes)]
+        shares = 100 * of_class.sum(0) / np.sum(pixels)
+        say(f"{name}: label set {fingerprint(torch.from_numpy(of_class))}; share of pixels, %:")
+        shown = [f"{c} {share:.2g}" for c, share in zip(image_set.classes.names, shares, strict=True)]
+        say(f"  {', '.join(shown)}; ignored {100 - shares.sum():.2g}")
+
+
+def by_model(name: str, options: EvalOptions, accelerator) -> Scored:
+    """Raises `InputError` where there is no such model."""
+    model = load_model(name, "teacher", "--model", DeepLabV2)
+    size, scales = options.size or model.config["size"], factors(options.scales)
+
+    def predict(image_set: ImageSet, numbers: list[int]):
+        model.to(accelerator.device)
+        images, workers = Images([image_set.images[i] for i in numbers]), options.num_workers or 0
+        for i, _, labels, _ in segment(
+            model, images, size, options.batch_size, accelerator, workers, scales, options.flip
+        ):
+            yield numbers[i], labels
+        model.cpu()
+
+    return Scored(name, classes_of(model), {"size": size, "scales": list(scales), "flip": options.flip}, predict)
+
+
+def classes_of(model) -> Classes:
+    return Classes(tuple(model.config["names"]), tuple(map(tuple, model.config["colors"])))
+
+
+def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:
+    """Raises `InputError` where an image has no prediction, or several."""
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(f"--predictions {name}: no such folder")
+    ids = options.ids or "trainIds"
+    # what `daynight predict` wrote says of itself what it holds
+    if (folder / "prediction.json").is_file():
+        ids = options.ids or json.loads((folder / "prediction.json").read_text(encoding="utf-8"))["ids"]
+        folder = folder / "ids"
+    found = {image_set: find_predictions(folder, image_set) for image_set in sets}
+    if ids == "labelIds" and any(image_set.classes != CITYSCAPES for image_set in sets):
+        raise InputError("--ids labelIds: the classes of the data set are not those of Cityscapes; leave it out")
+
+    def predict(image_set: ImageSet, numbers: list[int]):
+        for i in numbers:
+            path = found[image_set][i]
+            labels = read_label(path, ids, image_set.classes)
+            with Image.open(image_set.labels[i]) as label:
+                height, width = label.height, label.width
+            if labels.shape != (height, width) and not options.resize:
+                raise InputError(
+                    f"{path}: prediction of {'x'.join(map(str, labels.shape))} (height x width) for a label of "
+                    f"{height}x{width}; --resize resizes it, by nearest neighbour"
+                )
+            yield i, torch.from_numpy(resize_label(labels, height, width).copy())
+
+    return Scored(name, None, {"size": None, "scales": None, "flip": None}, predict)
+
+
+def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
+    """The prediction of each image: the PNG below folder of its stem, or whose name begins with that and "_"; with or
+    without the ending that images of this data set have (`_leftImg8bit`). Of several, the one of the same folder.
+
+    Raises `InputError` where there is none, or several.
+    """
+    exact, beginning = defaultdict(list), defaultdict(list)
+    for path in sorted(folder.rglob("*.[pP][nN][gG]")):
+        words = path.stem.split("_")
+        exact[path.stem].append(path)
+        for end in range(1, len(words)):
+            beginning["_".join(words[:end])].append(path)
+    found, without = [], []
+    for image in image_set.images:
+        stems = (image.stem, image_set.stem(image))
+        candidates = next((index[stem] for index in (exact, beginning) for stem in stems if index[stem]), [])
+        if len(candidates) > 1:
+            candidates = [path for path in candidates if path.parent.name == image.parent.name] or candidates
+        if len(candidates) > 1:
+            raise InputError(f"--predictions {folder}: {candidates[0]} and {candidates[1]} are both of {image.name}")
+        found += candidates
+        without += [image] * (not candidates)
+    if without:
+        raise InputError(
+            f"--predictions {folder}: no PNG for {len(without):,} of {len(image_set.images):,} images of "
+            f"{image_set.name}, the first {without[0].name}; wanted: {image_set.stem(without[0])}.png anywhere below"
+        )
+    return found
+
+
+def class_map(run: Scored, image_set: ImageSet, file: str | None) -> torch.Tensor:
+    """256 (uint8): the train id in the data set of each train id of the run, 255 for none; by equal names, or as the
+    JSON of `--class-map` says. What differs is said. Raises `InputError` where no class is left."""
+    ids = torch.full((256,), IGNORE, dtype=torch.uint8)
+    ours, theirs = image_set.classes.names, (run.classes or image_set.classes).names
+    named = dict(zip(map(str.casefold, ours), ours, strict=True))
+    names = {name: named.get(name.casefold()) for name in theirs}
+    if file:
+        names |= read_class_map(Path(file), theirs, ours)
+    for i, name in enumerate(theirs):
+        if names[name] is not None:
+            ids[i] = ours.index(names[name])
+    scored = [name for name in ours if name in names.values()]
+    if not scored:
+        raise InputError(
+            f"--dataset {image_set.name}: none of its classes ({', '.join(ours)}) is one of --model {run.name} "
+            f"({', '.join(theirs)}); give --class-map"
+        )
+    if len(scored) < len(ours):
+        lost = ", ".join(name for name in ours if name not in scored)
+        say(f"{run.name} on {image_set.name}: {len(scored)} of {len(ours)} classes; pixels not scored: {lost}")
+    foreign = [name for name in theirs if names[name] is None]
+    if foreign:
+        say(f"{run.name} on {image_set.name}: predictions that count as misses: {', '.join(foreign)}")
+    return ids
+
+
+def read_class_map(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, str | None]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--class-map {file}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--class-map {file}: wanted: a JSON object, class of the model: class of the data set")
+    for key, value in content.items():
+        for name, names, whose in ((key, theirs, "the model"), (value, ours, "the data set")):
+            if name not in names and not (name is value is None):
+                raise InputError(f"--class-map {file}: {name!r} is no class of {whose}; wanted: {', '.join(names)}")
+    return content
 
 
 def check_place(option: str, name: str | None, folder: bool) -> None:
@@ -76,70 +249,52 @@ def check_place(option: str, name: str | None, folder: bool) -> None:
         raise InputError(f"{option} {place}: {above} cannot be written to")
 
 
-def score(name: str, model, image_set: ImageSet, options: EvalOptions, accelerator) -> dict:
-    """One entry of the results; the images are shared out over the processes, each counted once."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    mine = range(rank, len(image_set.images), world)
-    size = options.size or model.config["size"]
-    images = Images([image_set.images[i] for i in mine])
-    classes = image_set.classes
-    matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=accelerator.device)
-    results = segment(model, images, size, options.batch_size, accelerator, options.num_workers or 0)
+def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, accelerator) -> Result:
+    """One run on one data set; the images are shared out over the processes, each counted once."""
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    numbers, images = list(range(rank, len(image_set.images), world)), Images(image_set.images)
+    classes, ids = image_set.classes, ids.to(device)
+    scored = sorted(set(ids.tolist()) - {IGNORE})
+    columns = [*scored, len(classes)]
+    labelled = torch.zeros(len(image_set.images), len(classes), dtype=torch.int64, device=device)
+    of_image = torch.zeros(len(image_set.images), 3, len(scored), dtype=torch.int64, device=device)
+    total = torch.zeros(len(scored), len(columns), dtype=torch.int64, device=device)
     with Writer() as writer:
-        for i, image, prediction in counted(results, len(mine), "images"):
-            path = image_set.labels[mine[i]]
-            labels = read_label(path, image_set.label_kind, classes, (image.height, image.width))
-            truth = torch.from_numpy(labels).to(accelerator.device)
-            matrix += confusion_matrix(truth, prediction, len(classes))
+        for i, prediction in counted(run.predict(image_set, numbers), len(numbers), "images"):
+            prediction = ids[prediction.to(device).long()]
+            labels = read_label(image_set.labels[i], image_set.label_kind, classes, tuple(prediction.shape))
+            truth = torch.from_numpy(labels).to(device)
+            matrix = confusion_matrix(truth, prediction, len(classes), void=True)
+            labelled[i] = matrix.sum(1)
+            matrix = matrix[scored][:, columns]
+            of_image[i] = counts(matrix)
+            total += matrix
             if options.save:
-                folder = Path(options.save) / Path(name).name / Path(image_set.name).name
-                inside = image_set.images[mine[i]].relative_to(image_set.root).with_suffix(".png")
+                folder = Path(options.save) / Path(run.name).name / Path(image_set.name).name
+                inside = image_set.images[i].relative_to(image_set.root).with_suffix(".png")
                 predicted = label_image(prediction.cpu().numpy(), classes)
                 writer.save(predicted, folder / "color" / inside)
-                panel = grid([[image, label_image(labels, classes), predicted]], ["image", "truth", "prediction"])
-                writer.save(panel, folder / "panels" / inside)
-    matrix = accelerator.reduce(matrix, "sum").cpu()
-    return {
-        "model": name,
+                row = [images[i], label_image(labels, classes), predicted]
+                writer.save(grid([row], ["image", "truth", "prediction"]), folder / "panels" / inside)
+    labelled, of_image, total = (accelerator.reduce(part, "sum").cpu() for part in (labelled, of_image, total))
+    accelerator.wait_for_everyone()
+    entry = {
+        "model": run.name,
         "dataset": image_set.name,
         "split": image_set.split,
         "images": len(image_set.images),
-        "size": size,
+        "size": run.settings["size"],
         "labels": image_set.label_kind,
         "mean": options.mean,
-        "classes": list(classes.names),
-        "miou": 100 * mean_iou(matrix, options.mean),
-        "accuracy": 100 * accuracy(matrix),
-        "iou": {
-            class_name: None if value.isnan() else 100 * float(value)
-            for class_name, value in zip(classes.names, iou(matrix), strict=True)
-        },
+        "classes": [classes.names[i] for i in scored],
+        "label_set": fingerprint(labelled),
     }
-
-
-def table(entries: list[dict], name: str = "model") -> Table:
-    """Results as Table 1: a row a model, mIoU and accuracy of each data set; classes below when there is one row."""
-    columns = list(dict.fromkeys((e["dataset"], e["split"]) for e in entries))
-    rows = list(dict.fromkeys(e[name] for e in entries))
-    found = {(e[name], (e["dataset"], e["split"])): e for e in entries}
-    result = Table(title=f"mIoU ({entries[0]['mean']} classes) and pixel accuracy, %", title_justify="left")
-    result.add_column(name)
-    for dataset, split in columns:
-        for what in ("mIoU", "acc."):
-            result.add_column(f"{dataset}{f' {split}' if split else ''}\n{what}", justify="right")
-    for row in rows:
-        result.add_row(row, *(f"{found[row, c][key]:.1f}" for c in columns for key in ("miou", "accuracy")))
-    if len(rows) == 1:
-        result.add_section()
-        for class_name in dict.fromkeys(c for e in entries for c in e["classes"]):
-            ious = [found[rows[0], c]["iou"].get(class_name) for c in columns]
-            cells = (["–" if value is None else f"{value:.1f}", ""] for value in ious)
-            result.add_row(f"  {class_name}", *(text for cell in cells for text in cell))
-    return result
+    return summarise(entry | run.settings, total, of_image)
 
 
 def predict(options: PredictOptions) -> None:
-    """Label every image of a tree: writes ids/, color/ and overlay/ below `options.out`, each the same tree of PNGs.
+    """Label every image of a tree: writes ids/, color/, overlay/ and, if asked, confidence/ below `options.out`, each
+    the same tree of PNGs.
 
     Train ids or Cityscapes label ids, at each image's own size. What is there and whole is skipped.
     """
@@ -149,16 +304,20 @@ def predict(options: PredictOptions) -> None:
     check_apart(root, out)
     paths = image_files(given)
     model = load_model(options.model, "teacher", "--model", DeepLabV2).to(accelerator.device)
-    classes = Classes(tuple(model.config["names"]), tuple(map(tuple, model.config["colors"])))
+    classes = classes_of(model)
     if options.ids == "labelIds" and classes != CITYSCAPES:
         raise InputError("--ids labelIds: the model's classes are not those of Cityscapes; leave it out")
-    size = options.size or model.config["size"]
+    size, scales = options.size or model.config["size"], factors(options.scales)
     record = {"model": identity(find_model(options.model, "teacher", "--model")), "size": size, "ids": options.ids}
+    record["classes"] = list(classes.names)
+    if len(scales) > 1 or options.flip:
+        record |= {"scales": list(scales), "flip": options.flip}
     if accelerator.is_main_process:
         claim(out, "prediction.json", record)
     accelerator.wait_for_everyone()
 
     rank, world = accelerator.process_index, accelerator.num_processes
+    kinds = ["ids", "color", "overlay", *["confidence"] * options.confidence]
 
     def places(path: Path) -> list[Path]:
         # two images of one stem keep their suffixes apart
@@ -166,16 +325,20 @@ def predict(options: PredictOptions) -> None:
         inside = (
             inside.with_name(inside.name + ".png") if stems[inside.with_suffix("")] > 1 else inside.with_suffix(".png")
         )
-        return [out / kind / inside for kind in ("ids", "color", "overlay")]
+        return [out / kind / inside for kind in kinds]
 
     stems = Counter(path.relative_to(root).with_suffix("") for path in paths)
     todo = [path for path in paths[rank::world] if not all(map(is_whole, places(path)))]
     say(f"{options.in_} → {out}: {len(paths):,} images" + f", {len(paths) - len(todo):,} there" * (world == 1))
-    results = segment(model, Images(todo), size, options.batch_size, accelerator, options.num_workers or 0)
+    workers, sure = options.num_workers or 0, options.confidence
+    images = Images(todo)
+    results = segment(model, images, size, options.batch_size, accelerator, workers, scales, options.flip, sure)
     with Writer() as writer:
-        for i, image, prediction in counted(results, len(todo), "images"):
+        for i, image, prediction, confidence in counted(results, len(todo), "images"):
             labels = prediction.cpu().numpy()
             ids = to_label_ids(labels) if options.ids == "labelIds" else labels
-            pictures = Image.fromarray(ids), label_image(labels, classes), overlay(image, labels, classes)
+            pictures = [Image.fromarray(ids), label_image(labels, classes), overlay(image, labels, classes)]
+            if options.confidence:
+                pictures.append(Image.fromarray((confidence * 65535).round().cpu().numpy().astype(np.uint16)))
             for picture, path in zip(pictures, places(todo[i]), strict=True):
                 writer.save(picture, path)

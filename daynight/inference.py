@@ -1,6 +1,7 @@
 """Images through a network: read, resized, batched; labels or translations at the images' own size."""
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,21 +41,71 @@ def read_batches(images: Images, size: str, batch_size: int, workers: int) -> It
         yield numbers, torch.stack(tensors), originals
 
 
-@torch.inference_mode()
-def segment(model, images: Images, size: str, batch_size: int, accelerator, workers: int = 0):
-    """Label images: yields each one's number, the image, and its train ids at its own size (H×W, uint8, on the device).
+class _Numbered(Dataset):
+    def __init__(self, images: Images):
+        self.images = images
 
-    The network runs at `size`; its logits are upsampled to the image before the argmax.
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i: int):
+        return i, self.images[i]
+
+
+@torch.inference_mode()
+def logits_of(model, image: Image.Image, size: str, accelerator, scales=(1.0,), flip=False) -> torch.Tensor:
+    """C×H×W of an image at its own size, on the device; the network runs at `size`, its logits are upsampled.
+
+    With several scales (factors of `size`) or `flip` (each again mirrored) the logarithm of the mean probability.
     """
-    for numbers, batch, originals in read_batches(images, size, batch_size, workers):
-        with accelerator.autocast():
-            logits = model(batch.to(accelerator.device)).float()
-        for i, original, scores in zip(numbers, originals, logits, strict=True):
-            shape = (original.height, original.width)
-            if scores.shape[1:] != shape:
-                scores = F.interpolate(scores[None], shape, mode="bilinear", align_corners=False)[0]
-            # max: on a CPU several times faster than argmax over channels
-            yield i, original, scores.max(0).indices.to(torch.uint8)
+    shape, height_width = (image.height, image.width), target_size(image.height, image.width, size)
+    several = len(scales) > 1 or flip
+    total = 0.0
+    for scale in scales:
+        resized = resize_image(image, *(max(1, round(scale * length)) for length in height_width))
+        batch = to_tensor(resized)[None].to(accelerator.device)
+        for mirrored in (False, True) if flip else (False,):
+            with accelerator.autocast():
+                logits = model(batch.flip(3) if mirrored else batch).float()
+            if logits.shape[2:] != shape:
+                logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
+            logits = logits.flip(3)[0] if mirrored else logits[0]
+            total = total + logits.softmax(0) if several else logits
+    return (total / (len(scales) * (1 + flip))).log() if several else total
+
+
+def segment(
+    model, images: Images, size: str, at_once: int | None, accelerator, workers=0, scales=(1.0,), flip=False, sure=False
+):
+    """Label images: yields each one's number, the image, its train ids at its own size (H×W, uint8, on the device) and,
+    if `sure`, how sure the model is of each (H×W, largest softmax probability, 0 to 1), else None.
+
+    Each image is a pass of its own, on a CPU of one thread, `at_once` images beside each other (None: as many as there
+    are cores, at most 8; on a GPU 2): so no result depends on how many there are.
+    """
+    on_cpu, threads = accelerator.device.type == "cpu", torch.get_num_threads()
+    at_once = at_once or (max(1, min(8, threads)) if on_cpu else 2)
+
+    @torch.inference_mode()
+    def work(image: Image.Image):
+        logits = logits_of(model, image, size, accelerator, scales, flip)
+        # max: on a CPU several times faster than argmax over channels
+        highest, labels = logits.max(0)
+        return labels.to(torch.uint8), (highest - logits.logsumexp(0)).exp() if sure else None
+
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1 if on_cpu else threads,))
+    pending = deque()
+    try:
+        for i, image in DataLoader(_Numbered(images), batch_size=None, num_workers=workers):
+            pending.append((i, image, pool.submit(work, image)))
+            if len(pending) > at_once:
+                i, image, future = pending.popleft()
+                yield i, image, *future.result()
+        for i, image, future in pending:
+            yield i, image, *future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

@@ -26,6 +26,8 @@ def train(options: SegTrainOptions) -> None:
     for name in ("translated", "translator"):
         if getattr(options, name) and options.train_on == "day":
             raise InputError(f"--{name}: with --train-on day nothing is translated; leave one of them out")
+    if options.translated and options.translator not in (None, "darken", "fourier"):
+        raise InputError("--translated and --translator: give one of them, or --translator darken or fourier beside it")
     if options.unlabelled_day and not options.ssl:
         raise InputError("--unlabelled-day: is for Eq. 15; give --ssl, or leave it out")
     run = Run(options)
@@ -42,7 +44,10 @@ def train(options: SegTrainOptions) -> None:
             say(f"  {note}")
     train_on = options.train_on or ("both" if options.ssl or options.translated or options.translator else "day")
     how, where = translation_source(options, day_set, root) if train_on != "day" else (None, None)
-    say(f"training on {train_on}" + f", translations from {where or how}" * bool(how) + ", SSL" * options.ssl)
+    if options.darken and how == "run":
+        raise InputError(f"--darken: translate --day with {where} first (daynight translate), or leave it out")
+    mixed = f" and {options.translator}" * bool(options.translated and options.translator)
+    say(f"training on {train_on}" + f", translations from {where or how}{mixed}" * bool(how) + ", SSL" * options.ssl)
     torch.manual_seed(options.seed)
     student = build_student(options, day_set)
     translator = load_model(where, "day2night", "--translator", Generator) if how == "run" else None
@@ -135,7 +140,7 @@ class Draw:
             night = self.night(g)
             sample["weak_night"] = add_noise(night, self.options.weak_noise, g)
             strong = jitter(night, self.options.jitter, g)
-            sample["strong_night"] = add_noise(strong, self.options.strong_noise, g)
+            sample["strong_night"] = self.darker(add_noise(strong, self.options.strong_noise, g), g)
         return sample
 
     def day(self, name: str, g: torch.Generator) -> dict[str, torch.Tensor]:
@@ -150,13 +155,23 @@ class Draw:
         sample = {name: place(image)}
         if labels is not None:
             sample["labels"] = place(labels, fill=255)[0]
-        if self.how == "folder":
-            sample[f"fake_{name}"] = place(self.translated[name].image(i, tuple(image.shape[1:])))
-        elif self.how == "darken":
-            sample[f"fake_{name}"] = darken(sample[name], g)
-        elif self.how == "fourier":
-            sample[f"fake_{name}"] = fourier(sample[name], self.night(g))
-        return sample
+        how = self.how
+        # with translations of two kinds each crop takes one
+        if self.options.translated and self.options.translator and torch.rand((), generator=g) < 0.5:
+            how = self.options.translator
+        if how == "folder":
+            fake = place(self.translated[name].image(i, tuple(image.shape[1:])))
+        elif how == "darken":
+            fake = darken(sample[name], g)
+        elif how == "fourier":
+            fake = fourier(sample[name], self.night(g))
+        else:
+            return sample
+        return sample | {f"fake_{name}": self.darker(fake, g)}
+
+    def darker(self, image: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+        """Some of what the student sees of night, `--darken` of it, is darkened on top."""
+        return darken(image, g) if self.options.darken and torch.rand((), generator=g) < self.options.darken else image
 
     def night(self, g: torch.Generator) -> torch.Tensor:
         image = self.nights.image(choose(len(self.nights), g))
@@ -180,17 +195,15 @@ def translation_source(options: SegTrainOptions, day_set: ImageSet, root: Path) 
     What is asked for; else `<day>_night`, in the working directory or the data root, where it is whole; else
     runs/day2night. Raises `InputError` where there is none.
     """
-    if options.translated and options.translator:
-        raise InputError("--translated and --translator: give one of them")
+    if options.translated:
+        folder = resolve(options.translated, root, "--translated")
+        translations_of(day_set, folder)
+        return "folder", str(folder)
     if options.translator in ("darken", "fourier"):
         return options.translator, None
     if options.translator:
         find_model(options.translator, "day2night", "--translator")
         return "run", options.translator
-    if options.translated:
-        folder = resolve(options.translated, root, "--translated")
-        translations_of(day_set, folder)
-        return "folder", str(folder)
     name = f"{Path(options.day).name}_night"
     for folder in (Path(name), root / name):
         if folder.is_dir() and counterparts(day_set.images, day_set.root, folder):

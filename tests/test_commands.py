@@ -132,7 +132,7 @@ def test_translate_as_typed(home, said):
 def test_seg_train_as_typed(home, said):
     said = said["seg-train"].stdout
     assert "training on both, translations from cs_night, SSL" in said
-    assert "cs: Cityscapes, train, 4 images, 4 labels, 19 classes" in said
+    assert "cs: Cityscapes, train, 4 images, 4 labels (labelIds), 19 classes" in said
     options = check_run(home / "runs/seg", 5, ["teacher"])
     assert options["options"]["ssl"] is True
     first, *_, last = metrics(home / "runs/seg")
@@ -145,19 +145,21 @@ def test_seg_train_as_typed(home, said):
 def test_eval_as_typed(home, said):
     result = said["eval"]
     assert result.code == 0 and result.err == ""
-    assert "nd: Nighttime Driving, test, 3 images, 3 labels, 19 classes" in result.out
+    assert "nd: Nighttime Driving, test, 3 images, 3 labels (labelTrainIds), 19 classes" in result.out
     assert "labelTrainIds of 2018" in result.out
     (entry,) = entries(home / "results/nd.json")
-    assert list(entry) == (
-        "model dataset split images size labels mean classes miou accuracy iou".split()
-    )  # what scripts rely on
-    assert {key: value for key, value in entry.items() if key not in ("classes", "miou", "accuracy", "iou")} == {
+    relied_on = "model dataset split images size labels mean classes miou accuracy iou".split()
+    assert list(entry)[: len(relied_on)] == relied_on
+    assert list(entry)[len(relied_on) :] == ["miou_interval", "label_set", "scales", "flip"]
+    assert {key: entry[key] for key in relied_on[:7] + ["scales", "flip"]} == {
         "model": "runs/seg", "dataset": "nd", "split": "test", "images": 3, "size": "native",
-        "labels": "labelTrainIds", "mean": "present",
+        "labels": "labelTrainIds", "mean": "present", "scales": [1], "flip": False,
     }  # fmt: skip
     assert entry["classes"] == list(CITYSCAPES.names) == list(entry["iou"])
     row = next(line for line in result.out.splitlines() if "runs/seg" in line)
-    assert row.split("│")[2:4] == [f" {entry[key]:7.1f} " for key in ("miou", "accuracy")]
+    low, high = entry["miou_interval"]
+    cells = [cell.strip() for cell in row.split("│")[2:-1]]
+    assert cells == [f"{entry['miou']:.1f}", f"{low:.1f} to {high:.1f}", f"{entry['accuracy']:.1f}"]
     for name, value in entry["iou"].items():
         row = next(line for line in result.out.splitlines() if line.startswith(f"│   {name} "))
         assert row.split("│")[2].strip() == ("–" if value is None else f"{value:.1f}")
@@ -473,9 +475,8 @@ def test_models_by_data_sets(home, tmp_path):
     assert [e["iou"] for e in found[:3]] == [e["iou"] for e in found[3:]]
     for model, mine in zip(models, (found[:3], found[3:]), strict=True):
         (row,) = (line for line in result.out.splitlines() if line.startswith(f"│ {model} "))
-        assert [float(cell) for cell in row.split("│")[2:-1]] == [
-            round(e[key], 1) for e in mine for key in ("miou", "accuracy")
-        ]
+        cells = [cell.strip() for cell in row.split("│")[2:-1]]
+        assert cells[0::3] + cells[2::3] == [f"{e[key]:.1f}" for key in ("miou", "accuracy") for e in mine]
     assert "nd test" in result.out and "cs val" in result.out
     assert "sidewalk" not in result.out.split("mIoU (")[1]  # classes stand under one model only
     for model in models:
@@ -503,8 +504,7 @@ def test_eval_of_own_classes(seg, home, tmp_path):
 
 
 def test_what_an_option_of_eval_does_not_fit(seg, home):
-    assert "--model runs/own" in daynight("eval --dataset nd --model runs/own", home).line
-    assert "--dataset own" in daynight("eval --dataset own", home).line
+    assert "--predictions" in daynight("eval --dataset nd --ids labelIds", home).line
     assert "labelIds" in daynight("eval --dataset own --model runs/own --labels labelIds", home).line
 
 

@@ -25,6 +25,13 @@ def save(path, values, mode=None):
     return path
 
 
+def palette_file(path, indices, palette):
+    picture = Image.fromarray(np.array([indices], np.uint8), "P")
+    picture.putpalette([channel for color in palette for channel in color])
+    picture.save(path)
+    return path
+
+
 def message(call, *arguments) -> str:
     with pytest.raises(InputError) as caught:
         call(*arguments)
@@ -101,10 +108,26 @@ def test_one_bit_is_0_and_1(tmp_path):
 
 
 def test_a_palette_is_read_by_index(tmp_path):
-    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
-    picture.putpalette([9, 9, 9, 200, 200, 200, 90, 0, 0])
-    picture.save(tmp_path / "a.png")
-    assert read_label(tmp_path / "a.png", "trainIds", THREE).tolist() == [[0, 1, 2]]
+    path = palette_file(tmp_path / "a.png", [0, 1, 2], [(9, 9, 9), (200, 200, 200), (90, 0, 0)])
+    assert read_label(path, "trainIds", THREE).tolist() == [[0, 1, 2]]
+
+
+def test_a_palette_that_shows_other_classes_than_its_indices_is_colour_coded(tmp_path):
+    sky, road, car = THREE.colors
+    swapped = palette_file(tmp_path / "a.png", [0, 1, 1], [car, sky, (9, 9, 9)])
+    said = message(read_label, swapped, "trainIds", THREE)
+    assert str(swapped) in said and "colour-coded" in said and "train ids in one channel" in said
+    mostly = palette_file(tmp_path / "b.png", [0, 0, 1], [sky, car])
+    assert read_label(mostly, "trainIds", THREE).tolist() == [[0, 0, 1]]
+    own = palette_file(tmp_path / "c.png", [0, 2, 1], [sky, road, car])
+    assert read_label(own, "trainIds", THREE).tolist() == [[0, 2, 1]]
+
+    gray = [(i, i, i) for i in range(256)]
+    by_id = gray[:7] + [(128, 64, 128)] + gray[8:26] + [(0, 0, 142)] + gray[27:]
+    label_ids = palette_file(tmp_path / "d.png", [7, 26, 0], by_id)
+    assert read_label(label_ids, "labelIds", CITYSCAPES).tolist() == [[0, 13, 255]]
+    as_quantised = palette_file(tmp_path / "e.png", [0, 1, 1], [(128, 64, 128), (0, 0, 142)])
+    assert "Cityscapes label ids in one channel" in message(read_label, as_quantised, "labelIds", CITYSCAPES)
 
 
 def test_a_value_that_is_no_class(tmp_path):

@@ -6,8 +6,14 @@ import pytest
 import trees
 
 from daynight.data.labels import CITYSCAPES, read_label
-from daynight.data.layouts import companions, counterparts, image_files, load, locate, missing, resolve
+from daynight.data.layouts import companions, counterparts, describe, image_files, load, missing
+from daynight.data.tree import locate, resolve
 from daynight.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def no_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def message(call, *arguments, **options) -> str:
@@ -50,7 +56,7 @@ def test_resolve_says_what_was_expected(tmp_path):
 def test_cityscapes(tmp_path):
     root = trees.cityscapes(tmp_path / "cs")
     train = load("cs/", tmp_path, "--day", labelled=True)
-    assert str(train) == "cs/: Cityscapes, train, 4 images, 4 labels, 19 classes"
+    assert str(train) == "cs/: Cityscapes, train, 4 images, 4 labels (labelIds), 19 classes"
     assert (train.layout, train.split, train.label_kind, train.notes) == ("Cityscapes", "train", "labelIds", ())
     assert train.classes is CITYSCAPES and train.root == root
     assert names(train.images, root)[0] == "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png"
@@ -93,15 +99,16 @@ def test_images_without_a_label_are_counted_and_left_out(tmp_path):
     assert "no labels" in str(load("cs", tmp_path, "--day"))
 
 
-@pytest.mark.parametrize("generation", ["2018", "det_20", "per image"])
+@pytest.mark.parametrize("generation", ["2018", "det_20", "detection20", "per image"])
 def test_bdd100k_by_time_of_day(tmp_path, generation):
     root = trees.bdd100k(tmp_path / "bdd", generation=generation)
     night = load("bdd", tmp_path, "--night", time="night")
     assert names(night.images, root) == [f"images/100k/train/train-{i:03}.jpg" for i in (0, 2)]
     assert (night.layout, night.split, night.label_kind) == ("BDD100K", "train", None)
-    assert len(night.notes) == 1 and "2 of 6 images" in night.notes[0] and "time of day" in night.notes[0]
-    day = load("bdd", tmp_path, "--day", time="day")
-    assert names(day.images, root) == ["images/100k/train/train-001.jpg"]
+    assert night.notes == ("bdd: 2 of 6 images are tagged night; 2 without a time of day are left out",)
+    for time, number in (("day", 1), ("twilight", 3)):
+        found = load("bdd", tmp_path, "--day", time=time)
+        assert names(found.images, root) == [f"images/100k/train/train-00{number}.jpg"]
     assert len(load("bdd", tmp_path, "--day").images) == 6
 
 
@@ -110,9 +117,12 @@ def test_bdd100k_without_time_of_day(tmp_path):
     said = message(load, "bdd", tmp_path, "--night", time="night")
     for words in ("--night", "bdd100k_labels_images_train.json", "det_20/det_train.json", "100k/train/*.json"):
         assert words in said
+    assert (
+        "bdd: no time of day; expected labels/bdd100k_labels_images_<split>.json" in describe("bdd", tmp_path, "")[-1]
+    )
     trees.bdd100k(tmp_path / "day", train=("daytime", None))
     said = message(load, "day", tmp_path, "--night", time="night")
-    assert "no night images" in said and "1 of 2 images" in said
+    assert "no night images" in said and "1 without a time of day" in said
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"attributes": {"timeofday": "night"}}]'])
@@ -128,21 +138,21 @@ def test_bdd100k_entries_without_attributes_have_no_time_of_day(tmp_path):
     entries = json.loads(file.read_text())
     file.write_text(json.dumps([{**entries[0], "attributes": None}, entries[1]]))
     night = load("bdd", tmp_path, "--night", time="night")
-    assert len(night.images) == 1 and "1 of 2 images" in night.notes[0]
+    assert len(night.images) == 1 and "1 without a time of day" in night.notes[0]
 
 
 @pytest.mark.parametrize("older_masks", [False, True])
 def test_bdd100k_labels_are_of_the_10k(tmp_path, older_masks):
     root = trees.bdd100k(tmp_path / "bdd", ten_k=3, older_masks=older_masks)
     train = load("bdd", tmp_path, "--day", labelled=True)
-    assert str(train) == "bdd: BDD100K 10k, train, 3 images, 3 labels, 19 classes"
+    assert str(train) == "bdd: BDD100K 10k, train, 3 images, 3 labels (trainIds), 19 classes"
     assert train.label_kind == "trainIds" and len(read_all(train)) == 3
     val = load("bdd", tmp_path, "--dataset", splits=None, labelled=True, labels="labelTrainIds")
     assert (val.layout, val.split, len(val.images)) == ("BDD100K 10k", "val", 3)
     assert "--labels labelIds" in message(load, "bdd", tmp_path, "--dataset", labelled=True, labels="labelIds")
     # of the 10k's train, only the first image is known to the 100k's JSON
     night = load("bdd", tmp_path, "--night", time="night", labelled=True)
-    assert [image.stem for image in night.images] == ["train-000"] and "2 of 3 images" in night.notes[0]
+    assert [image.stem for image in night.images] == ["train-000"] and "2 without a time of day" in night.notes[0]
     assert len(image_files(root)) == 6 + 2 + 3 + 3
 
 
@@ -163,6 +173,28 @@ def test_bdd100k_images_that_the_10k_scores_do_not_enter_a_training(tmp_path):
     assert any("1 image left out" in note for note in night.notes)
 
 
+def test_bdd_night_is_what_the_tags_call_night_of_the_10k(tmp_path):
+    """Of val's three 10k images the first is that of the 100k, at night; the others have no time of day."""
+    root = trees.bdd100k(tmp_path / "bdd", ten_k=3)
+    night = load("bdd-night", tmp_path, "--dataset", splits=None, labelled=True)
+    assert str(night) == "bdd-night: BDD100K 10k, val, 1 image, 1 label (trainIds), 19 classes"
+    assert night.notes == ("bdd-night: 1 of 3 images are tagged night; 2 without a time of day are left out",)
+    assert names(night.images, root) == ["images/10k/val/val-000.jpg"]
+    assert load(f"{root}-night/", tmp_path, "--dataset", splits=None, labelled=True).images == night.images
+    assert describe("bdd-night", tmp_path, "--dataset") == [str(night), *night.notes]
+    assert "night images only" in message(load, "bdd-night", tmp_path, "--day", time="day")
+    assert "expected the folder" in message(load, "bdd-night", tmp_path / "elsewhere", "--dataset")
+    trees.cityscapes(tmp_path / "cs")
+    assert "no data set 'cs-night'" in message(load, "cs-night", tmp_path, "--dataset")
+
+    shutil.rmtree(root / "labels" / "sem_seg")
+    assert "no labels" in message(load, "bdd-night", tmp_path, "--dataset", splits=None, labelled=True)
+    shutil.rmtree(root / "images" / "10k")
+    assert "images/10k/<split>/" in message(load, "bdd-night", tmp_path, "--dataset", splits=None, labelled=True)
+    trees.bare(tmp_path / "bdd-night")
+    assert load("bdd-night", tmp_path, "--night").layout == "images"
+
+
 def test_dark_zurich(tmp_path):
     root = trees.dark_zurich(tmp_path / "dz")
     night = load("dz", tmp_path, "--night", time="night")
@@ -171,6 +203,11 @@ def test_dark_zurich(tmp_path):
     day = load("dz", tmp_path, "--day", time="day")
     assert len(day.images) == 3 and all("train/day" in name for name in names(day.images, root))
     assert len(load("dz", tmp_path, "--night").images) == 9
+    for twilight in (
+        load("dz", tmp_path, "--night", time="twilight"),
+        load("dz/rgb_anon/train/twilight", tmp_path, "--night", time="night"),
+    ):
+        assert {path.parts[-3] for path in twilight.images} == {"twilight"} and len(twilight.images) == 3
 
     val = load("dz", tmp_path, "--dataset", splits=None, labelled=True)
     assert (val.split, val.label_kind) == ("val", "labelTrainIds")
@@ -204,7 +241,7 @@ def test_acdc_is_night_without_its_day_references(tmp_path):
 def test_nighttime_driving_says_which_labels(tmp_path):
     trees.nighttime_driving(tmp_path / "nd")
     older = load("nd", tmp_path, "--dataset", splits=None, labelled=True)
-    assert str(older) == "nd: Nighttime Driving, test, 3 images, 3 labels, 19 classes"
+    assert str(older) == "nd: Nighttime Driving, test, 3 images, 3 labels (labelTrainIds), 19 classes"
     assert older.label_kind == "labelTrainIds" and "--labels labelIds" in older.notes[0]
     newer = load("nd", tmp_path, "--dataset", splits=None, labelled=True, labels="labelIds")
     assert newer.label_kind == "labelIds" and newer.notes == ()
@@ -217,7 +254,7 @@ def test_nighttime_driving_says_which_labels(tmp_path):
 def test_folder(tmp_path):
     root = trees.folder(tmp_path / "mine")
     train = load("mine", tmp_path, "--day", labelled=True)
-    assert str(train) == "mine: folder, train, 4 images, 4 labels, 3 classes"
+    assert str(train) == "mine: folder, train, 4 images, 4 labels (trainIds), 3 classes"
     assert train.label_kind == "trainIds" and train.classes.names == ("sky", "road", "car")
     assert names(train.labels, root) == ["labels/train/000.png"] + [f"labels/train/street/00{i}.png" for i in (1, 2, 3)]
     assert len(read_all(train)) == 4
@@ -248,7 +285,7 @@ def test_folder_without_splits(tmp_path):
     for splits in (("train",), None):
         found = load("mine", tmp_path, "--day", splits=splits, labelled=True)
         assert found.split is None and len(found.images) == 2
-        assert str(found) == "mine: folder, 2 images, 2 labels, 2 classes"
+        assert str(found) == "mine: folder, 2 images, 2 labels (trainIds), 2 classes"
 
 
 def test_evaluation_splits(tmp_path):
@@ -288,11 +325,136 @@ def test_unpacked_one_level_too_deep(tmp_path):
     inner = trees.cityscapes(tmp_path / "cs" / "cityscapes")
     train = load("cs", tmp_path, "--day", labelled=True)
     assert train.root == inner and len(train.images) == 4
-    assert "one level deeper" in train.notes[0] and str(inner) in train.notes[0]
+    assert train.notes == (f"cs: Cityscapes found deeper, in {inner}",)
     assert len(image_files(tmp_path / "cs")) == 8
     trees.folder(tmp_path / "cs" / "other")
     said = message(load, "cs", tmp_path, "--day")
     assert "several data sets (cityscapes, other)" in said
+
+    inner = trees.bdd100k(tmp_path / "bdd" / "bdd100k" / "bdd100k")
+    assert load("bdd", tmp_path, "--night", time="night").root == inner
+    trees.bare(tmp_path / "night" / "clips" / "images")
+    assert load("night", tmp_path, "--night").layout == "images"
+
+
+@pytest.mark.parametrize(
+    "draw, moves",
+    [
+        (trees.cityscapes, {"leftImg8bit": "leftImg8bit_trainvaltest", "gtFine": "gtFine_trainvaltest"}),
+        (trees.dark_zurich, {"rgb_anon/train": "Dark_Zurich_train_anon", "rgb_anon": "val_anon", "gt": "val_anon"}),
+        (trees.acdc, {"rgb_anon": "rgb_anon_trainvaltest", "gt": "gt_trainval"}),
+        (trees.acdc, {"gt": "gt_trainval"}),
+        (trees.bdd100k, {"images": "bdd100k_images_100k/bdd100k", "labels": "bdd100k_labels_release/bdd100k"}),
+        (trees.bdd100k, {"labels": "bdd100k_labels_release/bdd100k"}),
+    ],
+)
+def test_zips_unpacked_into_folders_of_their_own(tmp_path, draw, moves):
+    """What the message names, moved to where it says, makes a data set again."""
+    root = draw(tmp_path / "x")
+    for part, folder in moves.items():
+        (root / folder / part).parent.mkdir(parents=True, exist_ok=True)
+        (root / part).rename(root / folder / part)
+    call = {"labelled": True, "splits": ("val",)} if draw is not trees.bdd100k else {"time": "night"}
+    said = message(load, "x", tmp_path, "--dataset", **call)
+    for part, folder in moves.items():
+        top = part.split("/")[0]
+        assert f"{folder}/{top}" in said and str(root / top) in said
+        shutil.copytree(root / folder / top, root / top, dirs_exist_ok=True)
+        shutil.rmtree(root / folder / top)
+    assert load("x", tmp_path, "--dataset", **call).images
+
+
+def test_bdd100k_as_its_later_zips_unpack(tmp_path):
+    root = trees.bdd100k(tmp_path / "x", generation="per image")
+    (root / "images").rename(tmp_path / "images")
+    (root / "labels").rename(root / "bdd100k_labels")
+    (tmp_path / "images").rename(root / "bdd100k_images_100k")
+    said = message(load, "x", tmp_path, "--night", time="night")
+    assert f"{root}/images/100k" in said and f"{root}/labels/100k" in said
+
+
+@pytest.mark.parametrize(
+    "draw, kinds, words",
+    [
+        (trees.cityscapes, {"kinds": ("color",)}, ("gtFine_color.png", "gtFine_labelIds.png")),
+        (trees.dark_zurich, {"kind": "labelColor"}, ("gt_labelColor.png", "gt_labelTrainIds.png")),
+        (trees.acdc, {"kind": "labelColor"}, ("gt_labelColor.png", "gt_labelTrainIds.png")),
+    ],
+)
+def test_labels_in_colours_alone_are_refused(tmp_path, draw, kinds, words):
+    draw(tmp_path / "x", **kinds)
+    said = message(load, "x", tmp_path, "--dataset", splits=None, labelled=True)
+    assert "colour-coded" in said and all(word in said for word in words)
+    unlabelled = load("x", tmp_path, "--night", splits=None)
+    assert set(unlabelled.labels) == {None} and "colour-coded" in unlabelled.notes[-1]
+    assert not companions(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "older_masks, moved",
+    [(False, ("labels/sem_seg/", "masks", "colormaps")), (True, ("seg/", "labels", "color_labels"))],
+)
+def test_bdd100k_labels_in_colours(tmp_path, older_masks, moved):
+    folder, ids, colors = moved
+    root = trees.bdd100k(tmp_path / "bdd", ten_k=1, older_masks=older_masks)
+    (root / folder / ids).rename(root / folder / colors)
+    for path in (root / folder / colors).rglob("*.png"):
+        path.rename(path.with_name(path.name.replace("_train_id", "_train_color")))
+    said = message(load, "bdd", tmp_path, "--dataset", splits=None, labelled=True)
+    assert f"colour-coded ({folder}{colors}/val/val-000" in said and f"{folder}{ids}/" in said
+    said = message(load, f"bdd/{folder}{colors}/val", tmp_path, "--dataset", splits=None, labelled=True)
+    assert "holds labels of BDD100K" in said and said.endswith(f"give {root}")
+
+
+def test_describe_cityscapes(tmp_path):
+    root = trees.cityscapes(tmp_path / "cs")
+    (root / "leftImg8bit" / "test").mkdir()
+    assert describe("cs", tmp_path, "--dataset") == [
+        "cs: Cityscapes, test, no images",
+        "cs: Cityscapes, train, 4 images, 4 labels (labelIds), 19 classes",
+        "cs: Cityscapes, train_extra, 2 images, no labels",
+        "cs: Cityscapes, val, 2 images, 2 labels (labelIds), 19 classes",
+        "cs: eval scores Cityscapes, val",
+    ]
+    shutil.rmtree(root / "leftImg8bit")
+    (root / "leftImg8bit").mkdir()
+    assert "leftImg8bit/<split>/" in message(describe, "cs", tmp_path, "--dataset")
+
+
+def test_describe_bdd100k(tmp_path):
+    trees.bdd100k(tmp_path / "bdd", ten_k=2)
+    assert describe("bdd", tmp_path, "--dataset") == [
+        "bdd: BDD100K, train, 6 images, no labels",
+        "  dawn/dusk: 1 image",
+        "  daytime: 1 image",
+        "  night: 2 images",
+        "  no entry: 1 image",
+        "  undefined: 1 image",
+        "bdd: BDD100K, val, 2 images, no labels",
+        "  daytime: 1 image",
+        "  night: 1 image",
+        "bdd: BDD100K 10k, train, 2 images, 2 labels (trainIds), 19 classes",
+        "  night: 1 image",
+        "  no entry: 1 image",
+        "bdd: BDD100K 10k, val, 2 images, 2 labels (trainIds), 19 classes",
+        "  night: 1 image",
+        "  no entry: 1 image",
+        "bdd: eval scores BDD100K 10k, val",
+    ]
+
+
+def test_describe_dark_zurich(tmp_path):
+    trees.dark_zurich(tmp_path / "dz" / "unpacked")
+    assert describe("dz", tmp_path, "--dataset") == [
+        f"dz: Dark Zurich found deeper, in {tmp_path}/dz/unpacked",
+        "dz: Dark Zurich, train, 9 images, no labels",
+        "  day: 3 images",
+        "  night: 3 images",
+        "  twilight: 3 images",
+        "dz: Dark Zurich, val, 2 images, 2 labels (labelTrainIds), 19 classes",
+        "  night: 2 images",
+        "dz: eval scores Dark Zurich, val",
+    ]
 
 
 @pytest.mark.parametrize("given", ["leftImg8bit", "images/100k", "images", "rgb_anon"])

@@ -45,8 +45,8 @@ def cityscapes(root: Path, size=SIZE, kinds=("labelIds",), train=4, val=2, train
 def bdd100k(root: Path, size=SIZE, generation="2018", train=TIMES, val=TIMES[:2], ten_k=0, older_masks=False) -> Path:
     """BDD100K with one image for each time of day in train and val.
 
-    generation of the JSON: "2018", "det_20", "per image" or None. ten_k: images in each split of the 10k set; the first
-    of each split is the first of that split of the 100k, the others have no time of day.
+    generation of the JSON: "2018", "det_20", "detection20", "per image" or None. ten_k: images in each split of the 10k
+    set; the first of each split is the first of that split of the 100k, the others have no time of day.
     """
     for split, times in (("train", train), ("val", val)):
         names = [f"{split}-{i:03}" for i in range(len(times))]
@@ -61,6 +61,8 @@ def bdd100k(root: Path, size=SIZE, generation="2018", train=TIMES, val=TIMES[:2]
             _write(root / "labels" / f"bdd100k_labels_images_{split}.json", entries)
         elif generation == "det_20":
             _write(root / "labels" / "det_20" / f"det_{split}.json", entries)
+        elif generation == "detection20":
+            _write(root / "labels" / "detection20" / f"det_v2_{split}_release.json", entries)
         elif generation == "per image":
             for entry in entries:
                 stem = entry["name"].removesuffix(".jpg")
@@ -88,14 +90,14 @@ def dark_zurich(root: Path, size=SIZE, kind="labelTrainIds", train=3, val=2) -> 
     return root
 
 
-def acdc(root: Path, size=SIZE, train=2, val=2) -> Path:
+def acdc(root: Path, size=SIZE, kind="labelTrainIds", train=2, val=2) -> Path:
     for condition in ("night", "fog"):
         for split, count in (("train", train), ("val", val)):
             for i in range(count):
                 frame = f"GOPR0351_frame_{i:06}"
                 image(root / f"rgb_anon/{condition}/{split}/GOPR0351/{frame}_rgb_anon.png", size, 60)
                 image(root / f"rgb_anon/{condition}/{split}_ref/GOPR0351/{frame}_ref_rgb_anon.png", size)
-                label(root / f"gt/{condition}/{split}/GOPR0351/{frame}_gt_labelTrainIds.png", TRAIN_IDS, size)
+                _label_of_kind(root / f"gt/{condition}/{split}/GOPR0351/{frame}_gt_{kind}.png", kind, size)
     return root
 
 
@@ -130,6 +132,8 @@ def bare(root: Path, size=SIZE, count=3, brightness=60) -> Path:
 
 
 def _label_of_kind(path: Path, kind: str, size) -> Path:
+    if kind in ("color", "labelColor"):
+        return image(path, size)
     return label(path, LABEL_IDS if kind == "labelIds" else TRAIN_IDS, size)
 
 

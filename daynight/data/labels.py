@@ -97,19 +97,25 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
 
     kind: "labelIds" (Cityscapes ids, mapped to train ids) or "labelTrainIds" / "trainIds" (as they are).
     size: (height, width) of the image. Palette files are read by index. Raises InputError with the file's name when
-    it is unreadable, colour-coded, of another size than its image, or holds a value that is no class.
+    it is unreadable, colour-coded (a palette file too, if it shows classes by colour and not by index), of another size
+    than its image, or holds a value that is no class.
     """
     if kind not in ("labelIds", "labelTrainIds", "trainIds"):
         raise ValueError(f"label kind {kind!r}")
+    ids = "Cityscapes label ids" if kind == "labelIds" else "train ids"
+    wanted = f"{ids} in one channel, {IGNORE} = ignore"
     try:
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
+            palette = np.asarray(image.getpalette() or [], np.uint8).reshape(-1, 3)
     # Pillow answers broken files with any of these
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         cause = getattr(error, "strerror", None) or "damaged, or not an image"
-        raise InputError(f"{path}: cannot be read as a label ({cause}); expected a PNG with train ids") from error
+        raise InputError(f"{path}: cannot be read as a label ({cause}); expected a PNG with {ids}") from error
     if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
-        raise InputError(f"{path}: colour-coded ({mode}); expected train ids in one channel, {IGNORE} = ignore")
+        raise InputError(f"{path}: colour-coded ({mode}); expected {wanted}")
+    if mode == "P" and _is_colored(values, palette, kind, classes):
+        raise InputError(f"{path}: colour-coded (a palette whose indices are no ids); expected {wanted}")
     if size is not None and values.shape != tuple(size):
         has, wants = (f"{height}x{width}" for height, width in (values.shape, size))
         raise InputError(f"{path}: label of {has} (height x width) for an image of {wants}; expected the same size")
@@ -128,6 +134,15 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
         )
     values = values.astype(np.uint8, copy=True)  # the array under a Pillow image is read-only
     return TRAIN_ID_OF[values] if kind == "labelIds" else values
+
+
+def _is_colored(values: np.ndarray, palette: np.ndarray, kind: str, classes: Classes) -> bool:
+    """Whether most pixels of a palette file show the colour of a class other than the one that their index means."""
+    counts = np.bincount(values.ravel(), minlength=256)[: len(palette)]
+    meant = TRAIN_ID_OF[: len(palette)] if kind == "labelIds" else np.arange(len(palette))
+    shown = [{i for i, color in enumerate(classes.colors) if color == tuple(entry)} for entry in palette.tolist()]
+    other = [bool(found) and int(train_id) not in found for train_id, found in zip(meant, shown, strict=True)]
+    return 2 * counts[np.array(other, bool)].sum() > values.size
 
 
 def to_label_ids(train_ids: np.ndarray) -> np.ndarray:

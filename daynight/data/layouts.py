@@ -1,58 +1,29 @@
-"""Where the images and labels of a data set lie: one table of layouts, and one walk that serves them all."""
+"""The images of a data set with their labels, whatever its layout: what to train on, to score, to translate."""
 
 import hashlib
-import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from daynight.data.labels import CITYSCAPES, Classes, read_classes
+from daynight.data.times import expected_files, times_of_day
+from daynight.data.tree import (
+    COLORED,
+    IMAGE_SUFFIXES,
+    LAYOUTS,
+    Tree,
+    hint,
+    images_in,
+    locate,
+    parts_of,
+    resolve,
+    splits_of,
+    tagged_night,
+    walk,
+)
 from daynight.errors import InputError
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
-_SHORT_NAMES = {"cs": "Cityscapes", "bdd": "BDD100K", "dz": "Dark Zurich", "acdc": "ACDC", "nd": "Nighttime Driving"}
-
-
-class _Layout(NamedTuple):
-    """Images are `<top>/<split>/**/<stem><ending>.*`, the first top that exists.
-
-    Labels are of one kind, the first that any image has: `{}` in its pattern stands for `<split>/**/<stem>`.
-    """
-
-    tops: tuple[str, ...]
-    ending: str
-    labels: tuple[tuple[str, str], ...]
-
-
-def _kinds(pattern: str, *kinds: str) -> tuple[tuple[str, str], ...]:
-    return tuple((kind, f"{pattern}_{kind}.png") for kind in kinds)
-
-
-_ND_LABELS = "gtCoarse_daytime_trainvaltest"
-_BDD_LABELS = (("trainIds", "labels/sem_seg/masks/{}.png"), ("trainIds", "seg/labels/{}_train_id.png"))
-_LAYOUTS = {
-    "Cityscapes": _Layout(("leftImg8bit",), "_leftImg8bit", _kinds("gtFine/{}_gtFine", "labelIds", "labelTrainIds")),
-    # the labelTrainIds of 2018 are what papers scored; the labelIds, corrected in 2019, differ
-    "Nighttime Driving": _Layout(
-        ("leftImg8bit",), "_leftImg8bit", _kinds(f"{_ND_LABELS}/{{}}_gtCoarse", "labelTrainIds", "labelIds")
-    ),
-    "Dark Zurich": _Layout(("rgb_anon",), "_rgb_anon", _kinds("gt/{}_gt", "labelTrainIds", "labelIds")),
-    "ACDC": _Layout(("rgb_anon/night",), "_rgb_anon", _kinds("gt/night/{}_gt", "labelTrainIds", "labelIds")),
-    "BDD100K": _Layout(("images/100k",), "", ()),
-    "BDD100K 10k": _Layout(("images/10k", "seg/images"), "", _BDD_LABELS),
-    "folder": _Layout(("images",), "", (("trainIds", "labels/{}.png"),)),
-    "images": _Layout((".",), "", ()),
-}
-
-
-class Tree(NamedTuple):
-    """A data set on disk: the folder from which its layout counts, the layout's name, remarks to print."""
-
-    root: Path
-    layout: str
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,13 +44,17 @@ class ImageSet:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        """One line: "cs: Cityscapes, train, 2,975 images, 2,975 labels, 19 classes"."""
+        """One line: "cs: Cityscapes, train, 2,975 images, 2,975 labels (labelIds), 19 classes"."""
         labelled = sum(label is not None for label in self.labels)
         parts = [self.layout, self.split, _count(len(self.images), "image")]
-        parts.append(_count(labelled, "label") if labelled else "no labels")
+        parts.append(f"{_count(labelled, 'label')} ({self.label_kind})" if labelled else "no labels")
         if labelled:
             parts.append(f"{len(self.classes)} classes")
         return f"{self.name}: " + ", ".join(part for part in parts if part)
+
+    def stem(self, image: Path) -> str:
+        """The name of an image without what all images of its layout end in: `aachen_000000_000019`."""
+        return image.stem.removesuffix(LAYOUTS[self.layout].ending)
 
     def fingerprint(self) -> str:
         """12 hex digits over the relative names and sizes of all images and labels; nothing is decoded."""
@@ -88,55 +63,6 @@ class ImageSet:
             line = f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n" if path else "\n"
             digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()[:12]
-
-
-def resolve(name: str, data_root: Path, option: str) -> Path:
-    """The folder of a data set: a path if it exists, else the name (a closing slash dropped) under data_root.
-
-    Raises InputError with the option, the folder expected and what to do.
-    """
-    expected = data_root / name.rstrip("/")
-    if name:
-        # os.path, not Path: False rather than an exception for what cannot be looked at
-        found = next((path for path in (Path(name), expected) if os.path.isdir(path)), None)
-        if found:
-            return found
-        file = next((path for path in (Path(name), expected) if os.path.exists(path)), None)
-        if file:
-            raise InputError(f"{option}: {file} is a file; expected the folder of a data set")
-    what = _SHORT_NAMES.get(name.rstrip("/"), "it")
-    raise InputError(
-        f"{option}: no data set {name!r}: expected the folder {expected} (or a path); "
-        f"unpack {what} there or give {option} PATH, --data-root DIR or DAYNIGHT_DATA"
-    )
-
-
-def locate(root: Path) -> Tree:
-    """The layout of a folder, also when it was unpacked one level too deep or the folder of its images was given.
-
-    Whatever is not recognised is a bare tree of images ("images"). Raises InputError when several data sets lie in it.
-    """
-    layout = _recognise(root)
-    if layout:
-        return Tree(root, layout, ())
-    inner = [folder for folder in _folders(root).values() if _recognise(folder)]
-    # where images lie beside it, the folder itself is what is meant
-    if inner and not _holds_images(root):
-        if len(inner) > 1:
-            names = ", ".join(folder.name for folder in inner)
-            raise InputError(
-                f"{root}: holds several data sets ({names}); give one, or unpack its parts into one folder"
-            )
-        layout = _recognise(inner[0])
-        return Tree(inner[0], layout, (f"{layout} found one level deeper, in {inner[0]}",))
-    below = root.absolute()
-    for above in list(below.parents)[:2]:
-        layout = _recognise(above)
-        inside = f"{below.relative_to(above).as_posix()}/"
-        tops = [top for part in _parts(layout) for top in _LAYOUTS[part].tops] if layout else []
-        if any(f"{top}/".startswith(inside) for top in tops):
-            return Tree(above, layout, (f"{root} holds the images of {layout}, which is read from {above}",))
-    return Tree(root, "images", ())
 
 
 def load(
@@ -149,29 +75,77 @@ def load(
     labels: str | None = None,
     labelled: bool = False,
 ) -> ImageSet:
-    """The images of a data set with their labels.
+    """The images of a data set with their labels. "bdd-night": those of BDD100K's 10k set that its tags call night.
 
     splits: put together, those that exist; None for the one to evaluate on (val, else test, else the only one).
-    time: "day" or "night", where the layout tells them apart. labels: "labelIds" or "labelTrainIds", else the layout's
-    own preference. labelled: leave out what has no label. option is the command line's, for messages.
+    time: "day", "twilight" or "night", where the layout tells them apart. labels: "labelIds" or "labelTrainIds", else
+    the layout's own preference. labelled: leave out what has no label. option is the command line's, for messages.
     Raises InputError when there is no such data set, split, image or label.
     """
-    root, layout, notes = locate(resolve(name, data_root, option))
-    where, notes = f"{option}: {root}", list(notes)
-    # the labels are those of the 10k images
-    if layout == "BDD100K" and (labelled or splits is None or not _splits(root, layout)):
-        layout = "BDD100K 10k" if _splits(root, "BDD100K 10k") else layout
-    if time == "day" and layout in ("ACDC", "Nighttime Driving"):
-        raise InputError(f"{where}: {layout} has night images only; give it as a night set")
+    whole = tagged_night(name, data_root)
+    tree = locate(resolve(whole or name, data_root, option))
+    if time in ("day", "twilight") and (whole or tree.layout in ("ACDC", "Nighttime Driving")):
+        raise InputError(f"{option}: {tree.root}: {tree.layout} has night images only; give it as a night set")
+    layout = tree.layout
+    if whole:
+        layout, time = "BDD100K 10k", "night"
+    elif labelled or splits is None or not splits_of(tree.root, layout):
+        layout = _labelled(tree)
+    folders = _choose(splits_of(tree.root, layout), splits, f"{option}: {tree.root}", layout)
+    return _gather(name, tree._replace(layout=layout), folders, option, time, labels, labelled)
 
-    folders = _choose(_splits(root, layout), splits, where, layout)
+
+def describe(name: str, data_root: Path, option: str) -> list[str]:
+    """What a data set holds, in lines: each split with its images by time of day, remarks, and which split is scored.
+
+    Raises InputError as `load` does.
+    """
+    if tagged_night(name, data_root):
+        found = load(name, data_root, option, splits=None)
+        return [str(found), *found.notes]
+    tree = locate(resolve(name, data_root, option))
+    is_bdd = tree.layout == "BDD100K"
+    times = times_of_day(tree.root / "labels", ("train", "val", "test")) if is_bdd else {}
+    lines, kinds = [f"{name}: {note}" for note in tree.notes], {}
+    for layout in parts_of(tree.layout):
+        for split, folder in splits_of(tree.root, layout).items():
+            if next(images_in(folder), None) is None:
+                lines.append(f"{name}: {layout}, {split or folder}, no images")
+                continue
+            found = _gather(name, Tree(tree.root, layout, ()), {split: folder}, option)
+            counts = Counter(_time(image, folder, layout, times) for image in found.images)
+            lines += [str(found), *found.notes]
+            lines += [f"  {time}: {_count(count, 'image')}" for time, count in sorted(counts.items()) if time]
+            kinds[layout, split] = found.label_kind
+    if is_bdd and not times:
+        lines.append(f"{name}: no time of day; expected {expected_files('<split>')}{hint(tree.root, tree.layout)}")
+    layout = _labelled(tree)
+    split = _scored(splits_of(tree.root, layout))
+    if split and kinds.get((layout, split)):
+        lines.append(f"{name}: eval scores {layout}, {split}")
+    if not kinds:
+        _choose({}, None, f"{option}: {tree.root}", layout)
+    return lines
+
+
+def _time(image: Path, split: Path, layout: str, times: dict[str, str]) -> str | None:
+    """The time of day of an image, as its data set has it; None where it does not tell."""
+    if layout == "Dark Zurich":
+        return image.relative_to(split).parts[0]
+    return times.get(image.stem, "no entry") if times else None
+
+
+def _gather(name, tree: Tree, folders: dict, option: str, time=None, labels=None, labelled=False) -> ImageSet:
+    """The images below the folders of some splits, and their labels; see `load`."""
+    root, layout, notes = tree
+    where, notes = f"{option}: {root}", list(notes)
     if layout == "Dark Zurich" and time:
         folders = {split: _time_folder(folder, time) for split, folder in folders.items()}
-    images = sorted(image for folder in folders.values() for image in _images(folder))
+    images = sorted(image for folder in folders.values() for image in images_in(folder))
     if layout == "BDD100K":
         images = _without_scored(root, images, folders, notes)
     if layout.startswith("BDD100K") and time:
-        images = _select_time(images, _times_of_day(root, folders, layout, where), time, notes)
+        images = _select_time(root, layout, images, folders, time, notes, where)
     looked_in = " and ".join(str(folder) for folder in folders.values())
     if not images:
         wanted = f"{time} images" if time and layout.startswith(("BDD100K", "Dark Zurich")) else "images"
@@ -180,14 +154,15 @@ def load(
     label_kind, label_paths = _find_labels(root, layout, images, labels, where)
     if layout == "Nighttime Driving" and labels is None and label_kind == "labelTrainIds":
         notes.append("labels are the labelTrainIds of 2018; --labels labelIds takes those corrected in 2019")
+    if label_kind in COLORED:
+        colored = f"labels are colour-coded ({next(filter(None, label_paths)).relative_to(root)})"
+        if labelled:
+            raise InputError(f"{where}: {colored}; expected {_expected_labels(layout, labels)}")
+        notes.append(f"{colored} and not used")
+        label_kind, label_paths = None, [None] * len(images)
     if labelled and label_kind is None:
-        patterns = [pattern for part in _parts(layout) for _, pattern in _fitting(part, labels)]
-        expected = " or ".join(pattern.format("<split>/**/*") for pattern in patterns)
-        if layout == "BDD100K":
-            expected = f"images/10k/<split> with {expected}"
-        elif layout == "images":
-            expected = "images/<split>/ with labels/<split>/**/*.png and classes.json"
-        raise InputError(f"{where}: no labels for the images in {looked_in}; expected {expected}")
+        message = f"{where}: no labels for the images in {looked_in}; expected {_expected_labels(layout, labels)}"
+        raise InputError("; ".join([message, *notes]) + hint(root, layout))
     classes = CITYSCAPES if layout not in ("folder", "images") else None
     if layout == "folder":
         if labelled or (root / "classes.json").exists():
@@ -212,8 +187,8 @@ def image_files(root: Path) -> tuple[Path, ...]:
     Raises InputError when there is none.
     """
     tree = locate(root)
-    folders = [folder for layout in _parts(tree.layout) for folder in _splits(tree.root, layout).values()]
-    images = tuple(sorted(image for folder in folders for image in _images(folder)))
+    folders = [folder for layout in parts_of(tree.layout) for folder in splits_of(tree.root, layout).values()]
+    images = tuple(sorted(image for folder in folders for image in images_in(folder)))
     if not images:
         raise InputError(f"{root}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
     return images
@@ -226,9 +201,9 @@ def companions(root: Path) -> tuple[Path, ...]:
     """
     tree = locate(root)
     files = {path for path in tree.root.glob("*") if path.name == "classes.json" or path.name.startswith("LICENSE")}
-    for _, pattern in (label for layout in _parts(tree.layout) for label in _LAYOUTS[layout].labels):
+    for _, pattern in (label for layout in parts_of(tree.layout) for label in _fitting(layout, None)):
         top, ending = pattern.split("{}")
-        files.update(path for path in _walk(tree.root / top) if path.name.endswith(ending))
+        files.update(path for path in walk(tree.root / top) if path.name.endswith(ending))
     return tuple(sorted(path for path in files if path.is_file()))
 
 
@@ -255,90 +230,20 @@ def _counterparts(images: Sequence[Path], root: Path, translated: Path) -> Itera
         yield next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
 
 
-def _parts(layout: str) -> tuple[str, ...]:
-    return ("BDD100K", "BDD100K 10k") if layout == "BDD100K" else (layout,)
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The files below a folder, if there is one, but hidden ones; links are followed, not back to where they lie in."""
-    real = os.path.realpath(folder)
-    if real in above or not os.path.isdir(real):
-        return
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith("."):  # with ._name, which macOS puts beside each file
-            continue
-        if os.path.isdir(path):
-            yield from _walk(path, (*above, real))
-        elif os.path.isfile(path):
-            yield path
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            raise InputError(f"{path}: a link to a file that is not there; fetch the file or remove the link")
-
-
-def _images(folder: Path) -> Iterator[Path]:
-    return (path for path in _walk(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _folders(root: Path) -> dict[str, Path]:
-    try:
-        return {path.name: path for path in sorted(root.iterdir()) if path.name[0] != "." and os.path.isdir(path)}
-    except OSError as error:
-        raise InputError(f"{root}: cannot be read ({error.strerror})") from error
-
-
-def _holds_images(folder: Path) -> bool:
-    """Whether images lie directly in a folder."""
-    return any(path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "." for path in folder.iterdir())
-
-
-def _recognise(root: Path) -> str | None:
-    def has(*folders: str) -> bool:
-        return any(os.path.isdir(root / folder) for folder in folders)
-
-    if has("leftImg8bit"):
-        is_night = has(_ND_LABELS, "leftImg8bit/test/night")
-        return "Nighttime Driving" if is_night else "Cityscapes"
-    if has("rgb_anon"):
-        # both keep their images there: ACDC by condition before split, Dark Zurich by split before time of day
-        return "ACDC" if has("rgb_anon/night", "rgb_anon/fog", "rgb_anon/rain", "rgb_anon/snow") else "Dark Zurich"
-    if has("images/100k", "images/10k", "seg/images"):
-        return "BDD100K"
-    if has("images") and (has("labels", "images/train", "images/val") or os.path.exists(root / "classes.json")):
-        return "folder"
-    return None
-
-
-def _splits(root: Path, layout: str) -> dict[str | None, Path]:
-    """The folder of each split; {None: folder} where the layout has no splits."""
-    top = next((root / top for top in _LAYOUTS[layout].tops if os.path.isdir(root / top)), None)
-    if top is None:
-        return {}
-    if layout == "images":
-        return {None: top}
-    folders = {name: folder for name, folder in _folders(top).items() if not name.endswith("_ref")}
-    # images beside train or val are strays; without either there are no splits
-    return {None: top} if not {"train", "val"} & folders.keys() and _holds_images(top) else folders
 
 
 def _choose(found: dict[str | None, Path], splits: Sequence[str] | None, where: str, layout: str):
     """The folders of the splits asked for; all where there are no splits."""
     if not found:
-        raise InputError(f"{where}: no images; expected {_LAYOUTS[layout].tops[0]}/<split>/")
+        raise InputError(f"{where}: no images; expected {LAYOUTS[layout].tops[0]}/<split>/")
     if None in found:
         return found
     names = ", ".join(found)
     if splits is None:
-        splits = [split for split in ("val", "test", *found) if split in found][:1]
-        if splits[0] not in ("val", "test") and len(found) > 1:
+        splits = (_scored(found),)
+        if splits[0] is None:
             raise InputError(f"{where}: no split to evaluate on, neither val nor test; found {names}: give --split")
     chosen = {split: found[split] for split in splits if split in found}
     if not chosen:
@@ -346,20 +251,41 @@ def _choose(found: dict[str | None, Path], splits: Sequence[str] | None, where: 
     return chosen
 
 
+def _scored(found: dict[str | None, Path]) -> str | None:
+    """The split to evaluate on: val, else test, else the only one."""
+    only = next(iter(found)) if len(found) == 1 else None
+    return next((split for split in ("val", "test") if split in found), only)
+
+
+def _labelled(tree: Tree) -> str:
+    """The layout of what has labels: in BDD100K the 10k images, where they are."""
+    is_10k = tree.layout == "BDD100K" and splits_of(tree.root, "BDD100K 10k")
+    return "BDD100K 10k" if is_10k else tree.layout
+
+
 def _fitting(layout: str, labels: str | None) -> list[tuple[str, str]]:
     """The (kind, pattern) of a layout that answer to `--labels`; plain train ids do to labelTrainIds."""
     wanted = {"labelIds": ("labelIds",), "labelTrainIds": ("labelTrainIds", "trainIds")}
-    return [label for label in _LAYOUTS[layout].labels if labels is None or label[0] in wanted[labels]]
+    readable = [label for label in LAYOUTS[layout].labels if label[0] not in COLORED]
+    return [label for label in readable if labels is None or label[0] in wanted[labels]]
+
+
+def _expected_labels(layout: str, labels: str | None) -> str:
+    if layout == "images":
+        return "images/<split>/ with labels/<split>/**/*.png and classes.json"
+    patterns = [pattern for part in parts_of(layout) for _, pattern in _fitting(part, labels)]
+    files = " or ".join(pattern.format("<split>/**/*") for pattern in patterns)
+    return f"images/10k/<split> with {files}" if layout == "BDD100K" else files
 
 
 def _find_labels(root: Path, layout: str, images: list[Path], labels: str | None, where: str):
     """(label kind, the label path or None of each image) by the first pattern that any image has a label of."""
-    tops, ending, patterns = _LAYOUTS[layout]
+    tops, ending, patterns = LAYOUTS[layout]
     top = next(root / top for top in tops if os.path.isdir(root / top))
     if patterns and not _fitting(layout, labels):
         raise InputError(f"{where}: the labels of this layout are train ids; leave --labels {labels} out")
     stems = [(image.relative_to(top).parent / image.stem.removesuffix(ending)).as_posix() for image in images]
-    for kind, pattern in _fitting(layout, labels):
+    for kind, pattern in _fitting(layout, labels) + [label for label in patterns if label[0] in COLORED]:
         paths = [root / pattern.format(stem) for stem in stems]
         paths = [path if os.path.isfile(path) else None for path in paths]
         if any(paths):
@@ -375,53 +301,23 @@ def _time_folder(folder: Path, time: str) -> Path:
 
 def _without_scored(root: Path, images: list[Path], splits: dict, notes: list[str]) -> list[Path]:
     """BDD100K's two sets overlap: what the 10k's val or test scores must not enter a training through the 100k."""
-    scored = {split: folder for split, folder in _splits(root, "BDD100K 10k").items() if split in ("val", "test")}
-    names = {image.stem for split, folder in scored.items() if split not in splits for image in _images(folder)}
+    scored = {split: folder for split, folder in splits_of(root, "BDD100K 10k").items() if split in ("val", "test")}
+    names = {image.stem for split, folder in scored.items() if split not in splits for image in images_in(folder)}
     kept = [image for image in images if image.stem not in names]
     if len(kept) < len(images):
         notes.append(f"{_count(len(images) - len(kept), 'image')} left out that the 10k set scores")
     return kept
 
 
-def _select_time(images: list[Path], times: dict[str, str], time: str, notes: list[str]) -> list[Path]:
-    known = {image: times.get(image.stem, "undefined") for image in images}
-    unknown = list(known.values()).count("undefined")
-    if unknown:
-        notes.append(f"{unknown:,} of {_count(len(images), 'image')} left out for want of a time of day")
-    return [image for image in images if known[image] == {"day": "daytime", "night": "night"}[time]]
-
-
-def _times_of_day(root: Path, splits: dict, layout: str, where: str) -> dict[str, str]:
-    """The time of day of each image by its stem, from whichever generation of BDD100K's JSON is there."""
+def _select_time(root: Path, layout: str, images: list[Path], folders: dict, time: str, notes: list[str], where: str):
+    """The BDD100K images that the tags call day, twilight or night; those without a tag are counted, never guessed."""
     # the 10k images of a split are in any split of the 100k, or in none
-    splits = ("train", "val", "test") if layout == "BDD100K 10k" else [split or "train" for split in splits]
-    times, labels = {}, root / "labels"
-    for split in splits:
-        lists = (labels / f"bdd100k_labels_images_{split}.json", labels / "det_20" / f"det_{split}.json")
-        files = [file for file in lists if file.is_file()][:1] or sorted((labels / "100k" / split).glob("[!.]*.json"))
-        for file in files:
-            times.update(_read_times(file))
+    splits = ("train", "val", "test") if layout == "BDD100K 10k" else [split or "train" for split in folders]
+    times = times_of_day(root / "labels", splits)
     if not times:
-        raise InputError(
-            f"{where}: no time of day; expected labels/bdd100k_labels_images_{splits[0]}.json, "
-            f"labels/det_20/det_{splits[0]}.json or labels/100k/{splits[0]}/*.json"
-        )
-    return times
-
-
-def _read_times(file: Path) -> dict[str, str]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON ({error})") from error
-    times = {}
-    for number, entry in enumerate(content if isinstance(content, list) else [content]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise InputError(f"{file}: entry {number} has no name; expected name and attributes of a BDD100K image")
-        # one generation names the image file, another only its stem
-        name = Path(entry["name"])
-        attributes = entry.get("attributes")
-        time = attributes.get("timeofday") if isinstance(attributes, dict) else None
-        if isinstance(time, str):
-            times[name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name] = time
-    return times
+        raise InputError(f"{where}: no time of day; expected {expected_files(splits[0])}{hint(root, 'BDD100K')}")
+    tag = {"day": "daytime", "twilight": "dawn/dusk", "night": "night"}[time]
+    counts = Counter(times.get(image.stem, "undefined") for image in images)
+    unknown = f"; {counts['undefined']:,} without a time of day are left out" if counts["undefined"] else ""
+    notes.append(f"{counts[tag]:,} of {_count(len(images), 'image')} are tagged {tag}{unknown}")
+    return [image for image in images if times.get(image.stem) == tag]
