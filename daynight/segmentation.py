@@ -44,6 +44,8 @@ def train(options: SegTrainOptions) -> None:
             say(f"  {note}")
     train_on = options.train_on or ("both" if options.ssl or options.translated or options.translator else "day")
     how, where = translation_source(options, day_set, root) if train_on != "day" else (None, None)
+    if options.darken and not how and not options.ssl:
+        raise InputError("--darken: nothing of night is seen with --train-on day; give --ssl, or leave it out")
     if options.darken and how == "run":
         raise InputError(f"--darken: translate --day with {where} first (daynight translate), or leave it out")
     mixed = f" and {options.translator}" * bool(options.translated and options.translator)

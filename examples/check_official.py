@@ -155,8 +155,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # as many as the official code uses
     with tempfile.TemporaryDirectory() as folder:
-        python = install(options.venv or Path(folder, "venv"))
-        equal = check(Path(folder), python, options.seed, options.images, tuple(options.size))
+        try:
+            python = install(options.venv or Path(folder, "venv"))
+            equal = check(Path(folder), python, options.seed, options.images, tuple(options.size))
+        except subprocess.CalledProcessError as error:
+            print(f"check_official.py: {error}", file=sys.stderr)
+            sys.exit(2)
     sys.exit(0 if equal else 1)
 
 

@@ -94,8 +94,10 @@ def test_images_without_a_label_are_counted_and_left_out(tmp_path):
     assert all(image.name[:20] == label.name[:20] for image, label in zip(train.images, train.labels, strict=True))
     assert "1 of 4 images" in train.notes[0] and "label" in train.notes[0]
     shutil.rmtree(root / "gtFine")
+    (root / "gtFine").mkdir()
     said = message(load, "cs", tmp_path, "--day", labelled=True)
     assert "no labels" in said and "gtFine/<split>/**/*_gtFine_labelIds.png" in said
+    assert "belongs" not in said
     assert "no labels" in str(load("cs", tmp_path, "--day"))
 
 
@@ -183,7 +185,7 @@ def test_bdd_night_is_what_the_tags_call_night_of_the_10k(tmp_path):
     assert load(f"{root}-night/", tmp_path, "--dataset", splits=None, labelled=True).images == night.images
     assert describe("bdd-night", tmp_path, "--dataset") == [str(night), *night.notes]
     assert "night images only" in message(load, "bdd-night", tmp_path, "--day", time="day")
-    assert "expected the folder" in message(load, "bdd-night", tmp_path / "elsewhere", "--dataset")
+    assert "no data set 'bdd'" in message(load, "bdd-night", tmp_path / "elsewhere", "--dataset")
     trees.cityscapes(tmp_path / "cs")
     assert "no data set 'cs-night'" in message(load, "cs-night", tmp_path, "--dataset")
 
@@ -330,6 +332,8 @@ def test_unpacked_one_level_too_deep(tmp_path):
     trees.folder(tmp_path / "cs" / "other")
     said = message(load, "cs", tmp_path, "--day")
     assert "several data sets (cityscapes, other)" in said
+    shutil.copytree(inner, tmp_path / "cs" / "other", dirs_exist_ok=True)
+    assert "several data sets" in message(load, "cs", tmp_path, "--day")
 
     inner = trees.bdd100k(tmp_path / "bdd" / "bdd100k" / "bdd100k")
     assert load("bdd", tmp_path, "--night", time="night").root == inner
@@ -421,6 +425,15 @@ def test_describe_cityscapes(tmp_path):
     assert "leftImg8bit/<split>/" in message(describe, "cs", tmp_path, "--dataset")
 
 
+def test_describe_says_which_labels(tmp_path):
+    trees.nighttime_driving(tmp_path / "nd")
+    assert describe("nd", tmp_path, "--dataset") == [
+        "nd: Nighttime Driving, test, 3 images, 3 labels (labelTrainIds), 19 classes",
+        "nd: labels are the labelTrainIds of 2018; --labels labelIds takes those corrected in 2019",
+        "nd: eval scores Nighttime Driving, test",
+    ]
+
+
 def test_describe_bdd100k(tmp_path):
     trees.bdd100k(tmp_path / "bdd", ten_k=2)
     assert describe("bdd", tmp_path, "--dataset") == [
@@ -464,6 +477,9 @@ def test_the_folder_of_the_images_stands_for_its_data_set(tmp_path, monkeypatch,
     found = load(f"x/{given}", tmp_path, "--night")
     assert found.root == root and found.images == load("x", tmp_path, "--night").images
     assert str(root) in found.notes[0]
+    split = str(next(folder for folder in found.images[0].parents if folder.name == "train"))
+    assert split in load(split, tmp_path, "--night").notes[0]
+    assert f"{root} has them" in message(load, split, tmp_path, "--day", labelled=True)
     monkeypatch.chdir(root / given)
     assert load(".", tmp_path, "--night").images == found.images
 

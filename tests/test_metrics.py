@@ -286,9 +286,10 @@ def test_differences_are_of_the_same_images():
     # a little better on every image is better in every draw, though the draws differ by more than that
     difference = bootstrap(two_classes((hit + 1).clamp(max=200)), samples=300) - values
     assert difference.min() > 0 and values.std() > 2 * difference.mean()
-    # also when they have other classes
+    # also when they have other classes, or as many pixels as a data set has
     more = torch.cat([torch.zeros_like(of_images[..., :1]), of_images], 2)
     assert torch.allclose(bootstrap(more, samples=300), values, rtol=1e-14)
+    assert torch.allclose(bootstrap(of_images * (10**9 + 1), samples=300), values, rtol=1e-14)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():

@@ -19,7 +19,7 @@ TARGETS = {
     "dusk": ("camvid_dusk", ["camvid_dusk", "camvid_day"]),
 }
 TRANSLATORS = {"cyclegan": ["--lambda-feature", "0"], "cyclegan+fl": []}
-# row: what it is trained on, and which of the translators (a folder of translations, or the name of a free one) it needs
+# row: what it is trained on, and which translator it needs, one of those above or a free one
 ROWS = {
     "baseline": (["--train-on", "day"], None),
     "darken+day": (["--train-on", "both"], "darken"),
