@@ -99,11 +99,15 @@ def check_data(options: EvalOptions) -> None:
     for name in options.dataset:
         for line in describe(name, root, "--dataset"):
             say(line)
-        image_set = load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)
-        pixels, images = [], Images(image_set.images)
-        for i, path in counted(enumerate(image_set.labels), len(image_set.labels), "labels"):
+        image_set = load(name, root, "--dataset", splits=splits, labels=options.labels)
+        images, numbers = Images(image_set.images), [i for i, label in enumerate(image_set.labels) if label]
+        if not numbers:
+            say(f"{name}: no labels, so nothing to score")
+            continue
+        pixels = []
+        for i in counted(numbers, len(numbers), "labels"):
             size = (images[i].height, images[i].width)
-            labels = read_label(path, image_set.label_kind, image_set.classes, size)
+            labels = read_label(image_set.labels[i], image_set.label_kind, image_set.classes, size)
             pixels.append(np.bincount(labels.ravel(), minlength=256))
         of_class = np.stack(pixels)[:, : len(image_set.classes)]
         shares = 100 * of_class.sum(0) / np.sum(pixels)

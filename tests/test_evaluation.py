@@ -335,6 +335,9 @@ def test_dry_run_reads_the_labels(home, tmp_path):
     assert (result.code, result.err) == (0, "")
     for words in ("Cityscapes", "val", "5 images", "labelIds", "19 classes", entry["label_set"]):
         assert words in result.out
+    trees.bdd100k(tmp_path / "bdd")
+    result = daynight(f"eval --dry-run --dataset {tmp_path}/bdd", home)
+    assert result.code == 0 and "night: 2 images" in result.out and "no labels, so nothing to score" in result.out
     shutil.copytree(home / "data/cs", tmp_path / "cs")
     broken = sorted((tmp_path / "cs/gtFine/val").rglob("*.png"))[-1]
     write(broken, np.full(trees.SIZE, 77))
