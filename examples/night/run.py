@@ -8,10 +8,20 @@ Stopped, the same line goes on where it was: trainings resume, what is finished 
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from daynight.config import EvalOptions
+from daynight.evaluation import compare
+from daynight.metrics import bootstrap, interval
+from daynight.run import make_accelerator
+from daynight.weights import write_json
+
+FIVE = ("sky", "building", "road", "tree", "car")  # by which bdd_night and bdd_day are to be read
 HERE = Path(__file__).parent
 # what unlabelled night there is, and what is scored; the first is the target
 TARGETS = {
@@ -77,22 +87,48 @@ class Table1:
             options = [*options, "--translator", source]
         settings = ["--config", HERE / "segmentation.json", "--backbone-weights", self.weights, "--seed", seed]
         daynight("seg-train", *self.photographs, "--out", run, *settings, *options)
-        self.score([run], scores)
+        self.score(run, scores)
         # the teacher and its record stay; two checkpoints of 30 MB a run do not
         for checkpoint in run.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         return run
 
-    def score(self, runs: list[Path], file: Path) -> None:
-        from daynight.config import EvalOptions
-        from daynight.evaluation import compare
-        from daynight.run import make_accelerator
-
-        options = EvalOptions(model=list(map(str, runs)), dataset=[str(self.data / name) for name in self.sets])
+    def score(self, run: Path, file: Path) -> None:
+        """What `eval` finds, and each image's counts, so that any classes can be averaged over any images later."""
+        options = EvalOptions(model=[str(run)], dataset=[str(self.data / name) for name in self.sets])
         results = compare(options, make_accelerator("auto"))[1]
-        content = [result.entry | {"of_images": result.of_images.tolist()} for result in results]
-        file.with_suffix(".part").write_text(json.dumps(content))
-        file.with_suffix(".part").replace(file)
+        write_json(file, [result.entry | {"of_images": result.of_images.tolist()} for result in results])
+
+    def report(self) -> str:
+        """The rows that are there, as Markdown: mean over seeds ± standard deviation [95 % interval over images]."""
+        lines, sets = [], self.sets
+        lines.append("| training | seeds | " + " | ".join(f"{name} mIoU | acc." for name in sets) + " |")
+        lines.append("|---|---|" + "---|" * 2 * len(sets))
+        for row in ROWS:
+            files = sorted(self.out.glob(f"runs/{row}-?/scores.json"))
+            seeds = [{Path(e["dataset"]).name: e for e in json.loads(file.read_text())} for file in files]
+            if seeds:
+                cells = [cell for name in sets for cell in figures([seed[name] for seed in seeds])]
+                lines.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+
+def figures(seeds: list[dict]) -> tuple[str, str]:
+    """mIoU and accuracy of one row on one data set; of the hand-drawn labels five classes are read."""
+    names = seeds[0]["classes"]
+    chosen = [names.index(name) for name in (FIVE if Path(seeds[0]["dataset"]).name.startswith("bdd") else names)]
+    counts = [torch.tensor(seed["of_images"]) for seed in seeds]
+    miou = [100 * iou_of(c.sum(0)[:, chosen]) for c in counts]
+    low, high = interval(100 * torch.stack([bootstrap(c[:, :, chosen]) for c in counts]).mean(0))
+    spread = f" ± {statistics.stdev(miou):.1f}" if len(seeds) > 1 else ""
+    accuracy = statistics.mean(seed["accuracy"] for seed in seeds)
+    return f"{statistics.mean(miou):.1f}{spread} [{low:.1f} to {high:.1f}]", f"{accuracy:.1f}"
+
+
+def iou_of(counts: torch.Tensor) -> float:
+    """3×classes → mean IoU of those that occur in the labels."""
+    hit, labelled, predicted = counts.double()
+    return float((hit / (labelled + predicted - hit))[labelled > 0].mean())
 
 
 def main() -> None:
@@ -107,6 +143,9 @@ def main() -> None:
     for seed in range(given.seeds):
         for row in given.rows:
             table.train(row, seed)
+    report = table.report()
+    (table.out / "table.md").write_text(report + "\n")
+    print(report)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""Rivals of Eq. 15 from the paper's related work, everything else (networks, draws, Eq. 12, optimiser, teacher for the
+evaluation) as `daynight seg-train --ssl` has it, and its options.
+
+python selftrain.py --method threshold|balanced|mixup --day … --night … --translated … --out runs/rival
+
+threshold: pseudo-labels (Lee 2013): the student's own class where its probability is at least 0.9.
+balanced: class-balanced self-training (Zou et al. 2018): of each class the same share of pixels, the surest, from 20 to
+  50 % over training. Where the original labels all images anew in rounds, the bounds here follow the last batches.
+mixup: interpolation consistency (Verma et al. 2019): on a mixture of two night images the student is to predict the
+  mixture of the teacher's predictions; mean squared difference, with `--lambda-ssl`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+
+from daynight import cli, losses
+from daynight.config import OPTIMISATION, SegTrainOptions, numbers, option
+from daynight.data.layouts import load
+from daynight.data.sampling import batches, generator
+from daynight.ema import EMA
+from daynight.run import Run, ramp
+from daynight.segmentation import Draw, build_student, translation_source
+
+METHODS = Literal["threshold", "balanced", "mixup"]
+
+
+@dataclass(kw_only=True)
+class Options(SegTrainOptions):
+    method: Annotated[METHODS, option("--method", OPTIMISATION, "Which rival.")]
+
+
+class Bounds:
+    """Of each class the probability above which a share of its predicted pixels lies, averaged over batches."""
+
+    def __init__(self, classes: int, device):
+        self.values = torch.full((classes,), 0.9, device=device)
+
+    def __call__(self, probability, label, share: float):
+        for c in label.unique():
+            bound = probability[label == c].float().quantile(1 - share)
+            self.values[c] = 0.9 * self.values[c] + 0.1 * bound
+        return self.values[label]
+
+    def state_dict(self):
+        return {"values": self.values}
+
+    def load_state_dict(self, state):
+        self.values.copy_(state["values"])
+
+
+def pseudo_labels(seen, options: Options, done: float, bounds: Bounds):
+    """B×C×H×W probabilities → B×H×W train ids, 255 where they are not sure enough; `done` of the training, 0 to 1."""
+    probability, label = seen.max(1)
+    if options.method == "threshold":
+        return label.where(probability >= 0.9, 255)
+    return label.where(probability >= bounds(probability, label, 0.2 + 0.3 * done), 255)
+
+
+def train(options: Options) -> None:
+    options.ssl = True  # night images are drawn
+    run, root = Run(options), Path(options.data_root)
+    day_set = load(options.day, root, "--day", time="day", labelled=True)
+    nights = [load(name, root, "--night", time="night") for name in options.night]
+    how, where = translation_source(options, day_set, root)
+    torch.manual_seed(options.seed)
+    student = build_student(options, day_set)
+    sets = {"--day": [day_set], "--night": nights, "--unlabelled-day": []}
+    draw = Draw(options, sets, how, where)
+    run.open({"--day": day_set.fingerprint(), "--night": " ".join(s.fingerprint() for s in nights)})
+    teacher = EMA(student.to(run.device), options.ema_decay)
+    optimizer = torch.optim.Adam(student.parameters(), lr=options.lr, fused=True)
+    bounds = Bounds(len(day_set.classes), run.device)
+    run.track(student=student, teacher=teacher.model, optimizer=optimizer, bounds=bounds)
+    run.keep(teacher=teacher.model)
+    run.restore()
+    student.train()
+
+    loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers)
+    for step, batch in zip(run.steps(), loader, strict=False):
+        batch = {name: tensor.to(run.device) for name, tensor in batch.items()}
+        labels, views = batch["labels"], [batch["day"], batch["fake_day"]]
+        if step < options.ssl_start * run.total:
+            logits, night = student(torch.cat(views)), {}
+        else:
+            weak = batch["weak_night"]
+            with torch.no_grad():
+                seen = (teacher.model if options.method == "mixup" else student)(weak).softmax(1)
+            share = torch.rand((), generator=generator(options.seed, step, "mixup")).item()
+            mixed = share * weak + (1 - share) * weak.roll(1, 0)
+            views.append(mixed if options.method == "mixup" else batch["strong_night"])
+            dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots]
+            logits, noisy = student(torch.cat(views), clean=2 * len(labels), dropout=dropout)
+            if options.method == "mixup":
+                target = share * seen + (1 - share) * seen.roll(1, 0)
+                weight = ramp(step, run.total, *numbers(options.lambda_ssl))
+                night = {"night": weight * losses.consistency(target, noisy, torch.ones_like(target[:, :1]))}
+            else:
+                chosen = pseudo_labels(seen, options, step / run.total, bounds)
+                night = {"night": losses.cross_entropy(noisy, chosen), "accepted": (chosen != 255).float().mean()}
+        terms = {
+            f"ce_{n}": losses.cross_entropy(x, labels) for n, x in zip(("day", "fake"), logits.chunk(2), strict=True)
+        }
+        optimizer.zero_grad()
+        sum([*terms.values(), *(x for name, x in night.items() if name == "night")]).backward()
+        optimizer.step()
+        teacher.update(student, step)
+        run.log(step, **terms, **night)
+
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "selftrain")
+    cli.add("selftrain", Options, "__main__:train", __doc__.splitlines()[0])
+    cli.main()
