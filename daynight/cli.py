@@ -1,5 +1,6 @@
 """The console script: turns `config.py` into commands, and what goes wrong into one line."""
 
+import ctypes
 import difflib
 import inspect
 import json
@@ -31,6 +32,8 @@ COMMANDS = (
      "Score teachers on labelled data sets, as Table 1 (§4.3)."),
     ("predict", config.PredictOptions, "daynight.evaluation:predict",
      "Label a folder of images: ids, colours and overlays."),
+    ("export", config.ExportOptions, "daynight.export:export",
+     "Write a teacher or a generator as one ONNX file, and check it."),
     ("demo", config.DemoOptions, "daynight.demo:demo",
      "The whole method in minutes, on drawn street scenes: nothing to download."),
 )  # fmt: skip
@@ -73,15 +76,15 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path}: not JSON ({error})") from None
+    content = content.get("options", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: wanted: a JSON object, option: value")
-    content = content.get("options", content)
     names = {spelling(p.opts[0]): p for p in ctx.command.params if p.name != "help"}
     defaults = {}
     for key, value in content.items():
@@ -93,13 +96,26 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
             near = difflib.get_close_matches(spelt, names, 1)
             raise InputError(f"--config {path}: no option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         try:
+            check_kind(names[spelt], value)
             names[spelt].process_value(ctx, value)
-        except (typer.TyperException, TypeError) as error:
+        except (typer.TyperException, TypeError, ValueError) as error:
             message = error.format_message() if hasattr(error, "format_message") else error
             raise InputError(f"--config {path}: {key}: {message}") from None
         defaults[names[spelt].name] = value
     ctx.default_map = (ctx.default_map or {}) | defaults
     return path
+
+
+def check_kind(parameter, value) -> None:
+    """Raises `ValueError` for what Typer would make a string or a number of, and nobody means so: {"steps": true}."""
+    if parameter.multiple and (not isinstance(value, list) or not value and parameter.default):
+        raise ValueError("wanted: a list of one or more")
+    wanted = "true or false" if parameter.is_flag else "a string or a number"
+    for one in value if parameter.multiple else [value]:
+        if isinstance(one, dict | list) or isinstance(one, bool) and not parameter.is_flag:
+            raise ValueError(f"{json.dumps(one)}; wanted: {wanted}")
+        if isinstance(one, str) and ("\0" in one or one != one.encode(errors="ignore").decode()):
+            raise ValueError(f"{one!r} is no text; wanted: {wanted}")
 
 
 def add(name: str, options: type, target: str, help: str) -> None:
@@ -140,8 +156,17 @@ def unknown_variables() -> list[str]:
     return sorted(v for v in os.environ if v.startswith("DAYNIGHT_") and v not in known)
 
 
+def end_with_launcher() -> None:
+    """Have Linux send SIGTERM when a launcher dies: `accelerate launch` of one process passes no signal on, and none
+    can pass SIGKILL on."""
+    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys() and sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main() -> None:
     """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
+    end_with_launcher()
     # as Ctrl-C: what is being written is cleaned up (trainings, which save first, have their own handler)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     for variable in unknown_variables():
@@ -157,7 +182,14 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code, message = 130, "interrupted"
     except Exception as error:
-        code, message = 1, f"{type(error).__name__}: {error} (--debug shows where)"
+        kind = type(error).__name__
+        code, message = 1, f"{kind}: {str(error).rpartition(f'{kind}: ')[2]} (--debug shows where)"
+        if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
+            message = (
+                "out of memory; a smaller --crop, --size, --batch-size or network needs less (--debug shows where)"
+            )
     if message:
-        print("daynight: " + " ".join(message.split()), file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        who = "daynight" if rank == "0" else f"daynight, process {rank}"
+        print(f"{who}: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)

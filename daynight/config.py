@@ -18,15 +18,21 @@ def option(name: str, panel: str, help: str, **settings):
     return typer.Option(..., name, help=help, rich_help_panel=panel, **settings)
 
 
+def is_size(value: str) -> bool:
+    return re.fullmatch(r"native|[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})?", value) is not None
+
+
 def check_size(value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"native|[1-9]\d*(x[1-9]\d*)?", value):
-        raise typer.BadParameter("wanted: 512 (the shorter side), 512x1024 (height x width) or native")
+    if value is not None and not is_size(value):
+        raise typer.BadParameter(
+            "wanted: 512 (the shorter side), 512x1024 (height x width) or native, in pixels up to 99999"
+        )
     return value
 
 
 def check_crop(value: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", value):
-        raise typer.BadParameter("wanted: 256 (a square) or 192x256 (height x width), in pixels")
+    if value == "native" or not is_size(value):
+        raise typer.BadParameter("wanted: 256 (a square) or 192x256 (height x width), in pixels up to 99999")
     return value
 
 
@@ -37,6 +43,12 @@ def check_ramp(value: str) -> str:
         raise typer.BadParameter("wanted: two numbers, first and last value, as 0.5,0.9") from None
     if not (0 <= start < math.inf and 0 <= end < math.inf):
         raise typer.BadParameter("wanted: two numbers of at least 0")
+    return value
+
+
+def check_shares(value: str) -> str:
+    if max(numbers(check_ramp(value))) > 1:
+        raise typer.BadParameter("wanted: two numbers from 0 to 1, first and last value, as 0.5,0.9")
     return value
 
 
@@ -54,16 +66,16 @@ def numbers(value: str) -> tuple[float, float]:
 
 def check_factors(value: str) -> str:
     try:
-        good = all(0 < factor < math.inf for factor in factors(value))
+        good = all(0 < factor <= 16 for factor in factors(value))
     except ValueError:
         good = False
     if not good:
-        raise typer.BadParameter("wanted: factors of the size, as 0.75,1,1.25")
+        raise typer.BadParameter("wanted: factors of the size up to 16, as 0.75,1,1.25")
     return value
 
 
 def factors(value: str) -> tuple[float, ...]:
-    """"0.75,1,1.25" → (0.75, 1.0, 1.25)."""
+    """ "0.75,1,1.25" → (0.75, 1.0, 1.25)."""
     return tuple(map(float, value.split(",")))
 
 
@@ -97,6 +109,7 @@ AtOnce = Annotated[
         "Images beside each other, each in a pass of its own: no result depends on it; default: one a core, at most 8, "
         "and 2 on a GPU.",
         min=1,
+        max=1024,
     ),
 ]
 Crop = Annotated[
@@ -104,11 +117,20 @@ Crop = Annotated[
 ]
 Day = Annotated[str, option("--day", DATA, "Day images: a path, or a folder's name under --data-root.")]
 Night = Annotated[list[str], option("--night", DATA, "Unlabelled night images, as --day; repeatable.")]
-Steps = Annotated[int, option("--steps", OPTIMISATION, "Optimiser steps; schedules are fractions of them.", min=1)]
-BatchSize = Annotated[
-    int, option("--batch-size", OPTIMISATION, "Samples a step, over all processes; a multiple of their number.", min=1)
+Steps = Annotated[
+    int, option("--steps", OPTIMISATION, "Optimiser steps; schedules are fractions of them.", min=1, max=10_000_000)
 ]
-LearningRate = Annotated[float, option("--lr", OPTIMISATION, "Adam's learning rate (§4.2).", min=0)]
+BatchSize = Annotated[
+    int,
+    option(
+        "--batch-size",
+        OPTIMISATION,
+        "Samples a step, over all processes; a multiple of their number.",
+        min=1,
+        max=65536,
+    ),
+]
+LearningRate = Annotated[float, option("--lr", OPTIMISATION, "Adam's learning rate (§4.2).", min=0, max=1)]
 EmaDecay = Annotated[float, option("--ema-decay", OPTIMISATION, "α of Eq. 13, at most.", min=0, max=1)]
 
 
@@ -120,7 +142,7 @@ class Options:
         str | None,
         option("--config", ADVANCED, "JSON file of options, as options.json of a run; the command line wins."),
     ] = None
-    seed: Annotated[int, option("--seed", ADVANCED, "Everything random follows from it.", min=0)] = 0
+    seed: Annotated[int, option("--seed", ADVANCED, "Everything random follows from it.", min=0, max=2**32 - 1)] = 0
     precision: Annotated[
         Literal["auto", "no", "bf16"],
         option(
@@ -134,6 +156,7 @@ class Options:
             ADVANCED,
             "Processes that read images, each process; default: 4 on a GPU, 0 on a CPU.",
             min=0,
+            max=256,
         ),
     ] = None
     data_root: Annotated[str, option("--data-root", DATA, "Where data sets are looked up by name.")] = "data"
@@ -147,7 +170,21 @@ class TrainingOptions(Options):
         option("--resume/--no-resume", OUTPUT, "Go on with the run in --out; --no-resume refuses to touch one."),
     ] = True
     save_every: Annotated[int, option("--save-every", OUTPUT, "Steps between checkpoints and previews.", min=1)] = 1000
+    skip_unreadable: Annotated[
+        bool,
+        option("--skip-unreadable", DATA, "Go on without images and labels that cannot be read; listed at the end."),
+    ] = False
     log_every: Annotated[int, option("--log-every", OUTPUT, "Steps between lines of metrics.jsonl.", min=1)] = 50
+    stall_minutes: Annotated[
+        float,
+        option(
+            "--stall-minutes",
+            ADVANCED,
+            "End the run, saying where it hangs, when no step ends for so long; 0: never.",
+            min=0,
+            max=525_600,
+        ),
+    ] = 30.0
 
 
 @dataclass(kw_only=True)
@@ -158,17 +195,17 @@ class TranslateTrainOptions(TrainingOptions):
     init: Annotated[str | None, option("--init", MODEL, "Start from this run's generators.")] = None
     size: Size = "512"
     crop: Crop = "256"
-    width: Annotated[int, option("--width", MODEL, "Filters of the first layer of G and D.", min=1)] = 64
-    blocks: Annotated[int, option("--blocks", MODEL, "Residual blocks of G (§4.2).", min=1)] = 9
+    width: Annotated[int, option("--width", MODEL, "Filters of the first layer of G and D.", min=1, max=1024)] = 64
+    blocks: Annotated[int, option("--blocks", MODEL, "Residual blocks of G (§4.2).", min=1, max=1000)] = 9
     upsample: Annotated[
         Literal["bilinear", "deconv"], option("--upsample", MODEL, "bilinear is the paper's, deconv CycleGAN's.")
     ] = "bilinear"
     steps: Steps = 700_000
     batch_size: BatchSize = 1
     gan: Annotated[Literal["bce", "lsgan"], option("--gan", OPTIMISATION, "Eq. 4, or least squares.")] = "bce"
-    lambda_cyc: Annotated[float, option("--lambda-cyc", OPTIMISATION, "Weight of Eq. 7.", min=0)] = 10.0
+    lambda_cyc: Annotated[float, option("--lambda-cyc", OPTIMISATION, "Weight of Eq. 7.", min=0, max=1e6)] = 10.0
     lambda_feature: Annotated[
-        float, option("--lambda-feature", OPTIMISATION, "Weight of Eq. 10; 0 loads no network.", min=0)
+        float, option("--lambda-feature", OPTIMISATION, "Weight of Eq. 10; 0 loads no network.", min=0, max=1e6)
     ] = 1.0
     feature_network: Annotated[
         str, option("--feature-network", MODEL, "Frozen network of Eq. 10: any of timm's (§3.2).")
@@ -208,7 +245,16 @@ class TranslateOptions(Options):
             callback=check_size,
         ),
     ] = None
-    batch_size: Annotated[int, option("--batch-size", ADVANCED, "Images of one size at once.", min=1)] = 1
+    whole: Annotated[
+        bool,
+        option(
+            "--whole/--tiles",
+            MODEL,
+            "Translate images whole, or in tiles of the training crop's size that overlap by half: nearer to what was "
+            "learned, at two to four times the time.",
+        ),
+    ] = False
+    batch_size: Annotated[int, option("--batch-size", ADVANCED, "Images of one size at once.", min=1, max=1024)] = 1
 
 
 @dataclass(kw_only=True)
@@ -244,10 +290,13 @@ class SegTrainOptions(TrainingOptions):
         str, option("--backbone-weights", MODEL, "pretrained (from the Hub), random, or a .safetensors file.")
     ] = "pretrained"
     output_stride: Annotated[
-        int, option("--output-stride", MODEL, "Of the backbone: 8 is the paper's; 16 takes a third of the time.", min=1)
+        int,
+        option(
+            "--output-stride", MODEL, "Of the backbone: 8 is the paper's; 16 takes a third of the time.", min=8, max=32
+        ),
     ] = 8
     head_width: Annotated[
-        int, option("--head-width", MODEL, "Channels inside the head (1024 in DeepLabV2).", min=1)
+        int, option("--head-width", MODEL, "Channels inside the head (1024 in DeepLabV2).", min=1, max=8192)
     ] = 1024
     init: Annotated[str | None, option("--init", MODEL, "Start from this run's teacher.")] = None
     steps: Steps = 50_000
@@ -255,15 +304,21 @@ class SegTrainOptions(TrainingOptions):
     lr: LearningRate = 1e-4
     ema_decay: EmaDecay = 0.999
     ssl: Annotated[bool, option("--ssl", OPTIMISATION, "Add Eq. 15, with real night images.")] = False
-    rho: Annotated[str, option("--rho", OPTIMISATION, "ρ of Eq. 14, first,last step.", callback=check_ramp)] = "0.5,0.9"
+    rho: Annotated[str, option("--rho", OPTIMISATION, "ρ of Eq. 14, first,last step.", callback=check_shares)] = (
+        "0.5,0.9"
+    )
     lambda_ssl: Annotated[
         str, option("--lambda-ssl", OPTIMISATION, "λ_ssl of Eq. 16, first,last step.", callback=check_ramp)
     ] = "50,100"
     ssl_start: Annotated[
         float, option("--ssl-start", OPTIMISATION, "Fraction of the steps before Eq. 15 (§4.2).", min=0, max=1)
     ] = 0.2
-    weak_noise: Annotated[float, option("--weak-noise", OPTIMISATION, "σ of A_w, images in [-1, 1].", min=0)] = 0.02
-    strong_noise: Annotated[float, option("--strong-noise", OPTIMISATION, "σ of A_s, images in [-1, 1].", min=0)] = 0.1
+    weak_noise: Annotated[float, option("--weak-noise", OPTIMISATION, "σ of A_w, images in [-1, 1].", min=0, max=2)] = (
+        0.02
+    )
+    strong_noise: Annotated[
+        float, option("--strong-noise", OPTIMISATION, "σ of A_s, images in [-1, 1].", min=0, max=2)
+    ] = 0.1
     jitter: Annotated[
         float, option("--jitter", OPTIMISATION, "Colour jitter of A_s: factors 1 ± this.", min=0, max=1)
     ] = 0.4
@@ -355,6 +410,27 @@ class PredictOptions(Options):
         option("--confidence", OUTPUT, "Also confidence: 16-bit PNGs, 65535 × the largest softmax probability."),
     ] = False
     batch_size: AtOnce = None
+
+
+@dataclass(kw_only=True)
+class ExportOptions(Options):
+    model: Annotated[
+        str, option("--model", MODEL, "A run of seg-train or translate-train, a model folder, or a Hub id.")
+    ] = "runs/seg"
+    part: Annotated[
+        Literal["teacher", "day2night", "night2day"] | None,
+        option("--part", MODEL, "Which network of a run; default: its teacher or day2night."),
+    ] = None
+    size: ModelSize = None
+    whole: Annotated[
+        bool, option("--whole/--tiles", MODEL, "A generator takes images whole, or in tiles, as in translate.")
+    ] = False
+    out: Annotated[
+        str | None, option("--out", OUTPUT, "The file to write; default: teacher.onnx, day2night.onnx, … here.")
+    ] = None
+    image: Annotated[
+        str | None, option("--image", ADVANCED, "Check the file on this image; default: a drawn street.")
+    ] = None
 
 
 @dataclass(kw_only=True)

@@ -12,11 +12,13 @@ from daynight.console import duration, say
 from daynight.data import streets
 from daynight.data.labels import Classes
 from daynight.data.sampling import Images
+from daynight.files import write_json
 from daynight.inference import save_image, segment
 from daynight.models.deeplab import DeepLabV2
 from daynight.previews import grid, label_image
+from daynight.processes import gathered
 from daynight.run import make_accelerator
-from daynight.weights import load_model, write_json
+from daynight.weights import load_model
 
 ROWS = {"baseline": {"train_on": "day"}, "cyclegan+fl+day": {"train_on": "both"}, "ssl": {"ssl": True}}
 # far smaller than the paper's, for a few minutes on a CPU; no pretrained weights, so that nothing is downloaded
@@ -32,11 +34,14 @@ SEGMENTATION = {
 
 def demo(options: DemoOptions) -> None:
     """Draw day and night streets, train every part small, score it; writes `results.json` and `panel.png`."""
-    started, out = time.monotonic(), Path(options.out)
+    accelerator, started, out = make_accelerator(options.precision), time.monotonic(), Path(options.out)
     data, runs = out / "data", out / "runs"
+    evaluation.check_place("--out", options.out, folder=True)
     say(f"the method on drawn streets, seed {options.seed}: labelled day, unlabelled night, in {out}")
-    streets.write(data / "streets", options.seed, night=False, train=40, val=40, extra=110)
-    streets.write(data / "streets_dark", options.seed, night=True, train=150, val=40)
+    if accelerator.is_main_process:
+        streets.write(data / "streets", options.seed, night=False, train=40, val=40, extra=110)
+        streets.write(data / "streets_dark", options.seed, night=True, train=150, val=40)
+    gathered(None)
     shared = {"seed": options.seed, "precision": options.precision, "data_root": str(data), "debug": options.debug}
     training = shared | {"day": "streets", "night": ["streets_dark"], "size": "64", "crop": "64x128", "log_every": 100}
 
@@ -58,8 +63,9 @@ def demo(options: DemoOptions) -> None:
         result | {"row": Path(result["model"]).name, "dataset": "night" if "dark" in result["dataset"] else "day"}
         for result in results
     ]
-    write_json(out / "results.json", results)
-    draw_panel(data, runs, out / "panel.png", options.precision)
+    if accelerator.is_main_process:
+        write_json(out / "results.json", results)
+        draw_panel(data, runs, out / "panel.png", accelerator)
     say(f"\n{duration(time.monotonic() - started)}, seed {options.seed}. Look at {out / 'panel.png'}.")
     say("With your own images, labelled by day and unlabelled by night:")
     for line in (
@@ -71,9 +77,8 @@ def demo(options: DemoOptions) -> None:
         say(f"  daynight {line}")
 
 
-def draw_panel(data: Path, runs: Path, path: Path, precision: str) -> None:
+def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:
     """day | translated | night | truth | baseline | ssl, for some scenes that no training has seen."""
-    accelerator = make_accelerator(precision)
     classes = Classes(*map(tuple, zip(*streets.CLASSES, strict=True)))
     names = [f"{i:05d}.png" for i in range(4)]
     nights = Images([data / "streets_dark/images/val" / name for name in names])

@@ -7,6 +7,10 @@ class InputError(Exception):
     exit_code = 2
 
 
+class Unreadable(InputError):
+    """A file that cannot be decoded: what `--skip-unreadable` goes on without."""
+
+
 class RunError(Exception):
     """A run that had begun could not go on: the message names the cause and what is left. Exit 1."""
 

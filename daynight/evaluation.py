@@ -1,9 +1,9 @@
 """`eval` and `predict`: teachers on labelled data sets, as Table 1 (§4.3), and on folders without labels."""
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,15 @@ from daynight.data.layouts import ImageSet, describe, image_files, load, locate,
 from daynight.data.sampling import Images
 from daynight.data.transforms import resize_label
 from daynight.errors import InputError
+from daynight.files import Lock, read_json, write_json
 from daynight.inference import Writer, check_apart, claim, is_whole, segment
 from daynight.metrics import confusion_matrix, counts
 from daynight.models.deeplab import DeepLabV2
 from daynight.previews import grid, label_image, overlay
+from daynight.processes import gathered, share_out, together
 from daynight.results import Result, fingerprint, summarise, table, write_page
 from daynight.run import make_accelerator
-from daynight.weights import find_model, identity, load_model, write_json
+from daynight.weights import find_model, identity, load_model
 
 
 class Scored(NamedTuple):
@@ -49,23 +51,29 @@ def evaluate(options: EvalOptions) -> list[dict]:
     check_place("--json", options.json, folder=False)
     check_place("--save", options.save, folder=True)
     sets, results = compare(options, accelerator)
-    entries = [result.entry for result in results]
-    if accelerator.is_main_process:
-        show(table(results))
-        if options.json:
-            try:
-                Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-                write_json(Path(options.json), entries)
-            except OSError as error:
-                raise InputError(f"--json {options.json}: {error.strerror}") from error
-        if options.save:
-            write_page(results, sets, Path(options.save))
-            say(f"look at {Path(options.save) / 'index.html'}")
+    with together():
+        alone = options.save and accelerator.is_main_process
+        lock = Lock(Path(options.save), "--save") if alone else nullcontext()
+    with lock:
+        results = list(results)
+        entries = [result.entry for result in results]
+        if accelerator.is_main_process:
+            show(table(results))
+            if options.json:
+                try:
+                    Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+                    write_json(Path(options.json), entries)
+                except OSError as error:
+                    raise InputError(f"--json {options.json}: {error.strerror}") from error
+            if options.save:
+                write_page(results, sets, Path(options.save))
+                say(f"look at {Path(options.save) / 'index.html'}")
     return entries
 
 
-def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], list[Result]]:
-    """The data sets, and the result of each run on each of them; every problem that can be known is told first."""
+def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator[Result]]:
+    """The data sets, and the result of each run on each of them, scored as they are asked for; every problem that can
+    be known is told first."""
     names = options.model or ([] if options.predictions else ["runs/seg"])
     if not names and (options.size or options.flip or options.scales != "1"):
         raise InputError("--size, --scales and --flip are for --model; --predictions are scored as they are")
@@ -86,11 +94,11 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], list[Res
     for kind, paths in (("model", [run.name for run in runs]), ("data set", [s.name for s in sets])):
         if options.save and len({Path(path).name for path in paths}) < len(paths):
             raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
-    return sets, [
+    return sets, (
         score(run, image_set, ids, options, accelerator)
         for run, row in zip(runs, class_maps, strict=True)
         for image_set, ids in zip(sets, row, strict=True)
-    ]
+    )
 
 
 def check_data(options: EvalOptions) -> None:
@@ -145,7 +153,7 @@ def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:
     ids = options.ids or "trainIds"
     # what `daynight predict` wrote says of itself what it holds
     if (folder / "prediction.json").is_file():
-        ids = options.ids or json.loads((folder / "prediction.json").read_text(encoding="utf-8"))["ids"]
+        ids = options.ids or read_json(folder / "prediction.json").get("ids", "trainIds")
         folder = folder / "ids"
     found = {image_set: find_predictions(folder, image_set) for image_set in sets}
     if ids == "labelIds" and any(image_set.classes != CITYSCAPES for image_set in sets):
@@ -155,8 +163,7 @@ def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:
         for i in numbers:
             path = found[image_set][i]
             labels = read_label(path, ids, image_set.classes)
-            with Image.open(image_set.labels[i]) as label:
-                height, width = label.height, label.width
+            height, width = read_label(image_set.labels[i], image_set.label_kind, image_set.classes).shape
             if labels.shape != (height, width) and not options.resize:
                 raise InputError(
                     f"{path}: prediction of {'x'.join(map(str, labels.shape))} (height x width) for a label of "
@@ -226,11 +233,9 @@ def class_map(run: Scored, image_set: ImageSet, file: str | None) -> torch.Tenso
 
 def read_class_map(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, str | None]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--class-map {file}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"--class-map {file}: wanted: a JSON object, class of the model: class of the data set")
+        content = read_json(file)
+    except InputError as error:
+        raise InputError(f"--class-map {error}; wanted: class of the model: class of the data set") from error
     for key, value in content.items():
         for name, names, whose in ((key, theirs, "the model"), (value, ours, "the data set")):
             if name not in names and not (name is value is None):
@@ -280,8 +285,8 @@ def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, options: EvalOpti
                 writer.save(predicted, folder / "color" / inside)
                 row = [images[i], label_image(labels, classes), predicted]
                 writer.save(grid([row], ["image", "truth", "prediction"]), folder / "panels" / inside)
+    gathered(None)  # before the GPUs wait, which give up after minutes
     labelled, of_image, total = (accelerator.reduce(part, "sum").cpu() for part in (labelled, of_image, total))
-    accelerator.wait_for_everyone()
     entry = {
         "model": run.name,
         "dataset": image_set.name,
@@ -316,11 +321,9 @@ def predict(options: PredictOptions) -> None:
     record["classes"] = list(classes.names)
     if len(scales) > 1 or options.flip:
         record |= {"scales": list(scales), "flip": options.flip}
-    if accelerator.is_main_process:
-        claim(out, "prediction.json", record)
-    accelerator.wait_for_everyone()
+    with together():
+        lock = claim(out, "prediction.json", record) if accelerator.is_main_process else nullcontext()
 
-    rank, world = accelerator.process_index, accelerator.num_processes
     kinds = ["ids", "color", "overlay", *["confidence"] * options.confidence]
 
     def places(path: Path) -> list[Path]:
@@ -332,17 +335,19 @@ def predict(options: PredictOptions) -> None:
         return [out / kind / inside for kind in kinds]
 
     stems = Counter(path.relative_to(root).with_suffix("") for path in paths)
-    todo = [path for path in paths[rank::world] if not all(map(is_whole, places(path)))]
-    say(f"{options.in_} → {out}: {len(paths):,} images" + f", {len(paths) - len(todo):,} there" * (world == 1))
+    todo, missing = share_out(paths, lambda path: not all(map(is_whole, places(path))))
+    say(f"{options.in_} → {out}: {len(paths):,} images, {len(paths) - missing:,} there")
     workers, sure = options.num_workers or 0, options.confidence
     images = Images(todo)
     results = segment(model, images, size, options.batch_size, accelerator, workers, scales, options.flip, sure)
-    with Writer() as writer:
-        for i, image, prediction, confidence in counted(results, len(todo), "images"):
-            labels = prediction.cpu().numpy()
-            ids = to_label_ids(labels) if options.ids == "labelIds" else labels
-            pictures = [Image.fromarray(ids), label_image(labels, classes), overlay(image, labels, classes)]
-            if options.confidence:
-                pictures.append(Image.fromarray((confidence * 65535).round().cpu().numpy().astype(np.uint16)))
-            for picture, path in zip(pictures, places(todo[i]), strict=True):
-                writer.save(picture, path)
+    with lock:
+        with Writer() as writer:
+            for i, image, prediction, confidence in counted(results, len(todo), "images"):
+                labels = prediction.cpu().numpy()
+                ids = to_label_ids(labels) if options.ids == "labelIds" else labels
+                pictures = [Image.fromarray(ids), label_image(labels, classes), overlay(image, labels, classes)]
+                if options.confidence:
+                    pictures.append(Image.fromarray((confidence * 65535).round().cpu().numpy().astype(np.uint16)))
+                for picture, path in zip(pictures, places(todo[i]), strict=True):
+                    writer.save(picture, path)
+        gathered(None)

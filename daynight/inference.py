@@ -1,6 +1,6 @@
 """Images through a network: read, resized, batched; labels or translations at the images' own size."""
 
-import json
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from daynight.data.sampling import Images
+from daynight.data.sampling import Images, loader
 from daynight.data.transforms import resize_image, target_size, to_image, to_tensor
-from daynight.errors import InputError
-from daynight.weights import replace, write_json
+from daynight.errors import InputError, RunError
+from daynight.files import Lock, is_free, read_json, replace, write_json
 
 
 class _Reader(Dataset):
@@ -32,7 +32,7 @@ class _Reader(Dataset):
 def read_batches(images: Images, size: str, batch_size: int, workers: int) -> Iterator[tuple[list, torch.Tensor, list]]:
     """Neighbouring images that are of one size once resized: their numbers, B×3×H×W in [-1, 1], and the originals."""
     numbers, tensors, originals = [], [], []
-    for i, tensor, original in DataLoader(_Reader(images, size), batch_size=None, num_workers=workers):
+    for i, tensor, original in loader(_Reader(images, size), workers, batch_size=None):
         if tensors and (len(tensors) == batch_size or tensors[0].shape != tensor.shape):
             yield numbers, torch.stack(tensors), originals
             numbers, tensors, originals = [], [], []
@@ -98,7 +98,7 @@ def segment(
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1 if on_cpu else threads,))
     pending = deque()
     try:
-        for i, image in DataLoader(_Numbered(images), batch_size=None, num_workers=workers):
+        for i, image in loader(_Numbered(images), workers, batch_size=None):
             pending.append((i, image, pool.submit(work, image)))
             if len(pending) > at_once:
                 i, image, future = pending.popleft()
@@ -111,15 +111,48 @@ def segment(
 
 
 @torch.inference_mode()
-def translate(generator, images: Images, size: str, batch_size: int, accelerator, workers: int = 0, keep_size=True):
+def translate(
+    generator, images: Images, size: str, crop, batch_size: int, accelerator, workers: int = 0, keep_size=True
+):
     """Translate images: yields each one's number, the image, and its translation, of the image's own size or, without
-    `keep_size`, of `size`."""
+    `keep_size`, of `size`. `crop` (height, width): in tiles of the training crop's size; None: whole."""
     for numbers, batch, originals in read_batches(images, size, batch_size, workers):
         with accelerator.autocast():
-            results = generator(batch.to(accelerator.device)).float()
-        for i, original, result in zip(numbers, originals, results, strict=True):
+            results = (
+                tiled(generator, batch.to(accelerator.device), crop)
+                if crop
+                else generator(batch.to(accelerator.device))
+            )
+        for i, original, result in zip(numbers, originals, results.float(), strict=True):
             result = to_image(result)
             yield i, original, resize_image(result, original.height, original.width) if keep_size else result
+
+
+def tiled(generator, images, crop: tuple[int, int]):
+    """B×3×H×W in [-1, 1] → the same, translated in tiles of `crop` (height, width) that overlap by half, each weighted
+    by a Hann window.
+
+    Instance norm sees in a whole image other statistics than in the crops it was trained on, and the translation is
+    another: by day's bright sky the sky of a night stays bright.
+    """
+    height, width = images.shape[2:]
+    shape = min(crop[0], height), min(crop[1], width)
+    if shape == (height, width):
+        return generator(images)
+    tops, lefts = (
+        sorted({*range(0, whole - part + 1, max(1, part // 2)), whole - part})
+        for whole, part in zip((height, width), shape, strict=True)
+    )
+    # above 0 at its ends, for the pixels at the border of the image
+    down, across = (torch.hann_window(n + 2, periodic=False, device=images.device)[1:-1] for n in shape)
+    window = down[:, None] * across
+    total, weight = torch.zeros_like(images, dtype=torch.float32), torch.zeros_like(images[:1, :1], dtype=torch.float32)
+    for top in tops:
+        for left in lefts:
+            place = (..., slice(top, top + shape[0]), slice(left, left + shape[1]))
+            total[place] += window * generator(images[place]).float()
+            weight[place] += window
+    return total / weight
 
 
 class Writer:
@@ -127,6 +160,7 @@ class Writer:
 
     def __init__(self, threads: int = 4, pending: int = 16):
         self.pool, self.pending, self.futures = ThreadPoolExecutor(threads), pending, []
+        self.folders = set()
 
     def __enter__(self):
         return self
@@ -140,13 +174,23 @@ class Writer:
     def save(self, image: Image.Image, path: Path) -> None:
         if len(self.futures) >= self.pending:
             self.futures.pop(0).result()
-        self.futures.append(self.pool.submit(save_image, image, path))
+        # made once: where an output folder is lost, to write there is an error
+        if path.parent not in self.folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folders.add(path.parent)
+        self.futures.append(self.pool.submit(self._save, image, path))
+
+    @staticmethod
+    def _save(image: Image.Image, path: Path) -> None:
+        try:
+            save_image(image, path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror}); the same command goes on") from error
 
 
 def save_image(image: Image.Image, path: Path) -> None:
     """In the format of the path's suffix; JPEG at quality 95, PNG at compression level 1 (a tenth larger, twice as
     fast)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     kind = Image.registered_extensions()[path.suffix.lower()]
     settings = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": 1}}.get(kind, {})
     replace(path, lambda temporary: image.save(temporary, kind, **settings))
@@ -158,37 +202,42 @@ def is_whole(path: Path) -> bool:
         with Image.open(path) as image:
             image.load()
         return True
-    except (OSError, SyntaxError, ValueError):
+    # Pillow answers damaged files with exceptions of any kind
+    except Exception:
         return False
 
 
 def check_apart(root: Path, out: Path) -> None:
     """Raises `InputError` where what is written would be read again."""
-    root, here = root.resolve(), out.resolve()
+    root, here = (Path(os.path.realpath(path)) for path in (root, out))  # resolve() raises where links go in circles
     if here == root:
         raise InputError(f"--out {out}: is --in; give another folder")
     if root in here.parents or here in root.parents:
         raise InputError(f"--out {out}: lies inside --in, or --in in it; give a folder beside it")
 
 
-def claim(folder: Path, name: str, record: dict) -> None:
-    """Say in `folder/name` what made the folder. Raises `InputError` where it says that something else did: results
-    of two models never mix."""
+def claim(folder: Path, name: str, record: dict) -> Lock:
+    """Say in `folder/name` what made the folder, and keep other processes out of it as long as the lock is held.
+
+    Raises `InputError` where it says that something else did: results of two models never mix; or where another
+    process works there.
+    """
     path = folder / name
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: a file stands there; wanted: a folder")
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         for key, value in record.items():
             if before.get(key) != value:
                 raise InputError(
                     f"--out {folder}: was made with {key} {before.get(key)}, not {value}; give another folder"
                 )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
+    elif not is_free(folder):
         raise InputError(f"--out {folder}: not empty, and not made by this command; give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
-    except OSError as error:
-        raise InputError(f"--out {folder}: {error.strerror}") from error
+    lock = Lock(folder)
+    if not path.is_file():
+        try:
+            write_json(path, record)
+        except OSError as error:
+            raise InputError(f"--out {folder}: {error.strerror}") from error
+    return lock

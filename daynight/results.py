@@ -16,10 +16,10 @@ from daynight import page
 from daynight.data.labels import read_label
 from daynight.data.layouts import ImageSet
 from daynight.data.sampling import Images
+from daynight.files import replace
 from daynight.metrics import accuracy, bootstrap, interval, iou, mean_iou
 from daynight.previews import label_image
 from daynight.run import FREE
-from daynight.weights import replace
 
 RULES = {
     "present": "the classes that occur in the labels",

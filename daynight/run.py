@@ -1,6 +1,6 @@
 """What surrounds a training loop: its folder, Accelerate, steps with progress, metrics, checkpoints, resume."""
 
-import fcntl
+import faulthandler
 import json
 import math
 import os
@@ -8,7 +8,11 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,10 +28,13 @@ from safetensors.torch import save_file
 from daynight import __version__
 from daynight.console import Meter, console, say, warn
 from daynight.errors import InputError, RunError
-from daynight.weights import replace, save_model, write_json
+from daynight.files import Lock, is_free, replace, sync, write_json
+from daynight.processes import gathered, together
+from daynight.weights import save_model
 
 # what may differ between a run and its continuation
-FREE = {"config", "resume", "out", "debug", "save_every", "log_every", "num_workers", "data_root"}
+FREE = {"config", "resume", "out", "debug", "data_root", "num_workers"}
+FREE |= {"save_every", "log_every", "stall_minutes", "skip_unreadable"}
 
 
 def ramp(step: int, steps: int, start: float, end: float, since: float = 0.0) -> float:
@@ -46,6 +53,9 @@ def make_accelerator(precision: str) -> Accelerator:
     # torchrun without a GPU: Accelerate would start every process as the only one
     accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu)
     console.quiet = not accelerator.is_main_process
+    processes = len(gathered(None))  # connects them: from here on one that ends does not leave the others waiting
+    if processes > 1:
+        say(f"{processes} processes")
     return accelerator
 
 
@@ -91,6 +101,46 @@ def read_state(path: Path, parts: dict) -> tuple[dict, dict]:
         return {name: unpack(packed[name], file.get_tensor) for name in parts}, json.loads(metadata["extra"])
 
 
+def up_to(step: int, line: str) -> bool:
+    """Whether a line of metrics.jsonl is whole and of a step no later than this one."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class Watchdog:
+    """Ends the process with exit status 1 when `alive` is not called for `seconds` (0: never): the stack of every
+    thread and one line, `text()`, on standard error."""
+
+    def __init__(self, seconds: float, text: Callable[[], str]):
+        self.seconds, self.text, self.over = seconds, text, threading.Event()
+
+    def __enter__(self):
+        if self.seconds:
+            self.alive()
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.over.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def alive(self) -> None:
+        self.last = time.monotonic()
+        if self.seconds:
+            # where a thread hangs in C and lets no other run, `_watch` cannot: then this dumps, without the line
+            faulthandler.dump_traceback_later(self.seconds + 3, exit=True, file=2)
+
+    def _watch(self) -> None:
+        while (left := self.last + self.seconds - time.monotonic()) > 0:
+            if self.over.wait(left):
+                return
+        faulthandler.dump_traceback(file=2)
+        print(f"daynight: {self.text()}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 def revision() -> str | None:
     """The git revision of the code, where it runs from a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -132,7 +182,7 @@ class Run:
         gpu = self.device.type != "cpu"
         self.workers = options.num_workers if options.num_workers is not None else 4 * gpu
         self.local_file = f"process-{rank}.safetensors"
-        self.first, self.signal = 0, None
+        self.first, self.signal, self.lock = 0, 0, nullcontext()
         self.parts, self.local_parts, self.products = {}, {}, {}
         self.values: dict[str, list] = {}
         set_seed(options.seed)
@@ -142,15 +192,9 @@ class Run:
 
         Raises `InputError` naming the option that differs, or why the folder cannot be used.
         """
-        error = None
-        if self.accelerator.is_main_process:
-            try:
+        with together():
+            if self.accelerator.is_main_process:
                 self._claim(data)
-            except InputError as refused:
-                error = str(refused)
-        error = accelerate.utils.broadcast_object_list([error])[0]
-        if error:
-            raise InputError(error)
 
     def _claim(self, data: dict[str, str]) -> None:
         given = {name: value for name, value in asdict(self.options).items() if name not in FREE}
@@ -168,7 +212,8 @@ class Run:
             except (ValueError, KeyError) as error:
                 raise InputError(f"{path}: not the options of a run ({error})") from error
             for name, value in given.items():
-                had = former.get(name)
+                # a run of an earlier version had what is now the default
+                had = former.get(name, getattr(type(self.options), name, None))
                 if had != value:
                     raise InputError(
                         f"--{name.replace('_', '-')} {value}: the run in {self.folder} has {had}; give that, or "
@@ -177,16 +222,9 @@ class Run:
             for name, fingerprint in data.items():
                 if before["data"].get(name) != fingerprint:
                     raise InputError(f"{name}: the data are not those that the run in {self.folder} began with")
-        elif not path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
+        elif not path.is_file() and not is_free(self.folder):
             raise InputError(f"--out {self.folder}: not empty, and holds no run; give another folder")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / ".lock", "w")
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out {self.folder}: another process is working on this run") from None
-        except OSError as error:
-            raise InputError(f"--out {self.folder}: {error.strerror}") from error
+        self.lock = Lock(self.folder)
         if not goes_on:
             options = {name.replace("_", "-").removesuffix("-"): value for name, value in asdict(self.options).items()}
             write_json(path, {"options": options, "versions": versions(), "data": data})
@@ -204,28 +242,33 @@ class Run:
         self.products |= models
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("checkpoint-*") if path.name[11:].isdigit())
+        found = (path for path in self.folder.glob("checkpoint-*") if path.name[11:].isdigit())
+        return sorted(found, key=lambda path: int(path.name[11:]))
 
     def restore(self) -> bool:
         """Go on from the newest whole checkpoint; False where there is none and the run begins.
 
         Raises `InputError` where there are checkpoints and none is whole: beginning again would overwrite what is left.
         """
-        checkpoints = self._checkpoints()
+        checkpoints = gathered(self._checkpoints())[0]
         for folder in reversed(checkpoints):
+            problem = None
             try:
                 states, extra = read_state(folder / "state.safetensors", self.parts)
                 # with more processes than before, the new ones begin with nothing of their own
                 if self.local_parts and self.accelerator.process_index < extra["processes"]:
                     states |= read_state(folder / self.local_file, self.local_parts)[0]
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                warn(f"{folder} is not whole ({error}): trying the one before")
+                for name, state in states.items():
+                    (self.parts | self.local_parts)[name].load_state_dict(state)
+                first, values = extra["step"], extra["values"]
+            except Exception as error:  # whatever a damaged file leads to
+                problem = " ".join(str(error).split()) or type(error).__name__
+            # where one process cannot read it, no other goes on from it either
+            problem = next(filter(None, gathered(problem)), None)
+            if problem:
+                warn(f"{folder} is not whole ({problem}): trying the one before")
                 continue
-            for name, part in (self.parts | self.local_parts).items():
-                if name in states:
-                    part.load_state_dict(states[name])
-            self.first = extra["step"]
-            self.values = extra["values"]
+            self.first, self.values = first, values
             say(f"going on with {self.folder} at step {self.first:,} of {self.total:,}")
             break
         if checkpoints and not self.first:
@@ -234,85 +277,116 @@ class Run:
             )
         metrics = self.folder / "metrics.jsonl"
         if self.accelerator.is_main_process and metrics.is_file():
-            lines = metrics.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.first]
+            lines = metrics.read_text(errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if up_to(self.first, line)]
             replace(metrics, lambda temporary: temporary.write_text("".join(kept)))
         return self.first > 0
 
     def steps(self, cost: Callable[[int], float] = lambda step: 1.0) -> Iterator[int]:
         """The steps that are left, under a progress display; checkpoints between them.
 
-        SIGTERM and SIGINT end the loop after the step with a checkpoint and exit status 128 + signal; a second one
-        ends it at once.
+        SIGTERM and SIGINT, to any process, end the loop of all after the step, with a checkpoint and exit status 128 +
+        signal; a second SIGINT ends it at once. When no step ends for `--stall-minutes` it ends as `Watchdog` says.
         """
         handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        minutes = self.options.stall_minutes
+        stalled = Watchdog(
+            60 * minutes, lambda: f"no step ended for {minutes:g} minutes (--stall-minutes){self._left()}"
+        )
+        meter = Meter(self.total, self.first, "steps", self.options.log_every, cost)
         try:
-            with Meter(self.total, self.first, "steps", self.options.log_every, cost) as self.meter:
+            with self.lock, meter as self.meter, stalled:
+                if self.first == self.total and self.accelerator.is_main_process:
+                    self._tidy(self.total)  # a run that was killed right after its last checkpoint
                 for step in range(self.first, self.total):
                     yield step
-                    if self.signal or self.due(step):
+                    # one process may get a signal alone, or later than another
+                    stop = max(gathered(self.signal))
+                    if stop or self.due(step):
                         self.checkpoint(step + 1)
-                    if self.signal:
-                        say(f"{self.signal.name} after step {step + 1:,}: saved; the same command goes on from there")
-                        raise SystemExit(128 + self.signal)
+                    if stop:
+                        gathered(None)  # the first to end has a launcher stop the others: none before all is saved
+                        say(f"{stop.name} after step {step + 1:,}: saved; the same command goes on from there")
+                        raise SystemExit(128 + stop)
                     self.meter.advance()
+                    stalled.alive()
         finally:
             for s, handler in handlers.items():
                 signal.signal(s, handler)
-            if self.accelerator.is_main_process:
-                self.lock.close()
-        self.save_products()
         say(
             f"{self.folder}: {self.total:,} steps done; " + ", ".join(f"{self.folder / name}" for name in self.products)
         )
 
     def _stop(self, number, _frame) -> None:
-        if self.signal:
+        # not for SIGTERM: a launcher and the batch system above it may each send it to one process
+        if self.signal and number == signal.SIGINT:
             os._exit(128 + number)
-        self.signal = signal.Signals(number)
+        self.signal = self.signal or signal.Signals(number)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint follows this step."""
         return (step + 1) % self.options.save_every == 0 or step + 1 == self.total
 
     def checkpoint(self, step: int) -> None:
-        """Write `checkpoint-<step>` beside and rename it when it is whole; the newest two are kept.
+        """Write `checkpoint-<step>` beside, flush it to disk and rename it; the newest two are kept.
 
-        Raises `RunError`, and writes nothing, when a logged value is no longer a number.
+        Raises `RunError`, and writes nothing, where a logged value or a weight is no longer a number.
         """
-        self.values = {name: list(map(float, values)) for name, values in self.values.items()}
-        for name, values in self.values.items():
-            self._check(name, sum(values), step)
+        self._means(step)
+        for name, model in self.parts.items():
+            if isinstance(model, torch.nn.Module) and any(p.isnan().any() for p in model.parameters()):
+                raise RunError(f"weights of {name} are nan after step {step:,}{self._left()}; a lower --lr may help")
         final = self.folder / f"checkpoint-{step:07d}"
         part = self.folder / f".{final.name}.part"
         main = self.accelerator.is_main_process
-        if main:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-        self.accelerator.wait_for_everyone()
-        if self.local_parts:
-            save_state(part / self.local_file, self.local_parts, {})
-        if main:
-            extra = {"step": step, "processes": self.accelerator.num_processes, "values": self.values}
-            save_state(part / "state.safetensors", self.parts, extra)
-        self.accelerator.wait_for_everyone()
-        if main:
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(part, final)
-            for old in self._checkpoints()[:-2]:
-                shutil.rmtree(old)
-            self.save_products()
+        with self._writing(step):
+            if main:
+                part.mkdir()
+            gathered(None)
+            try:
+                if self.local_parts:
+                    save_state(part / self.local_file, self.local_parts, {})
+                if main:
+                    extra = {"step": step, "processes": self.accelerator.num_processes, "values": self.values}
+                    save_state(part / "state.safetensors", self.parts, extra)
+                gathered(None)
+                if main:
+                    for path in (self.folder / "metrics.jsonl", part):
+                        if path.exists():
+                            sync(path)
+                    shutil.rmtree(final, ignore_errors=True)
+                    os.rename(part, final)
+                    sync(self.folder)
+                    self._tidy(step)
+            finally:
+                if main:
+                    shutil.rmtree(part, ignore_errors=True)
 
-    def save_products(self) -> None:
-        if self.accelerator.is_main_process:
-            for name, model in self.products.items():
-                save_model(model, self.folder / name)
+    def _tidy(self, step: int) -> None:
+        """Leave the newest two checkpoints up to this step, and the products of the newest."""
+        kept = [path for path in self._checkpoints() if int(path.name[11:]) <= step][-2:]
+        for old in self._checkpoints():
+            if old not in kept:
+                # by another name, lest one of which half is deleted be taken for a checkpoint
+                part = old.with_name(f".{old.name}.part")
+                os.rename(old, part)
+                shutil.rmtree(part)
+        for name, model in self.products.items():
+            save_model(model, self.folder / name)
 
-    def _check(self, name: str, value: float, step: int) -> None:
-        if not math.isfinite(value):
-            checkpoints = self._checkpoints()
-            left = f"; the newest checkpoint is {checkpoints[-1]}" if checkpoints else ""
-            raise RunError(f"{name} is {value} at step {step:,}{left}; a lower --lr may help")
+    def _left(self) -> str:
+        checkpoints = self._checkpoints()
+        return f"; the newest checkpoint is {checkpoints[-1]}" if checkpoints else "; there is no checkpoint yet"
+
+    @contextmanager
+    def _writing(self, step: int):
+        """Say what is left when a file cannot be written: a full disk, a folder that is gone."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"--out {self.folder}: cannot be written to at step {step:,} ({error}){self._left()}"
+            ) from error
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over all processes."""
@@ -327,21 +401,34 @@ class Run:
             self.values.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
         if (step + 1) % self.options.log_every and step + 1 != self.total:
             return
-        means = {name: sum(map(float, values)) / len(values) for name, values in self.values.items()}
-        means = dict(
-            zip(means, self.mean(torch.tensor(list(means.values()), device=self.device)).tolist(), strict=True)
-        )
-        self.values = {}
-        for name, value in means.items():
-            self._check(name, value, step + 1)
+        means, self.values = self._means(step + 1), {}
         self.meter.text = "  ".join(f"{name} {value:.3g}" for name, value in means.items())
         if self.accelerator.is_main_process:
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with self._writing(step + 1), open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": step + 1} | means) + "\n")
+
+    def _means(self, step: int) -> dict[str, float]:
+        """The means of the values since the last line, each of which becomes that of all processes.
+
+        Raises `RunError` naming the first that is no number, and its step, when `step` steps are done.
+        """
+        for name, values in self.values.items():
+            self.values[name] = self.mean(torch.tensor(list(map(float, values)), device=self.device)).tolist()
+        bad = [
+            (step + 1 - len(values) + i, name, value)
+            for name, values in self.values.items()
+            for i, value in enumerate(values)
+            if not math.isfinite(value)
+        ]
+        if bad:
+            step, name, value = min(bad, key=lambda found: found[0])
+            raise RunError(f"{name} is {value} at step {step:,}{self._left()}; a lower --lr may help")
+        return {name: sum(values) / len(values) for name, values in self.values.items()}
 
     def preview(self, step: int, image: Image.Image) -> None:
         """Write an image grid to previews/."""
         if self.accelerator.is_main_process:
             folder = self.folder / "previews"
-            folder.mkdir(exist_ok=True)
-            replace(folder / f"{step + 1:07d}.png", lambda temporary: image.save(temporary, "PNG"))
+            with self._writing(step + 1):
+                folder.mkdir(exist_ok=True)
+                replace(folder / f"{step + 1:07d}.png", lambda temporary: image.save(temporary, "PNG"))

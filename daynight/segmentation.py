@@ -1,6 +1,5 @@
 """`seg-train`: the student and its mean teacher of §3.3, and every row of Table 1 before it."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,11 +7,12 @@ import torch
 from daynight import losses
 from daynight.config import SegTrainOptions, numbers, pair
 from daynight.console import say
-from daynight.data.layouts import ImageSet, counterparts, load, missing, resolve
-from daynight.data.sampling import LabelledPhotographs, Photographs, batches, choose, generator
+from daynight.data.layouts import ImageSet, check_disjoint, counterparts, load, missing, resolve
+from daynight.data.sampling import LabelledPhotographs, Photographs, Skipped, batches, choose, generator
 from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, to_image
 from daynight.ema import EMA
 from daynight.errors import InputError
+from daynight.files import read_json
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.previews import grid, label_image
@@ -38,6 +38,7 @@ def train(options: SegTrainOptions) -> None:
     if options.unlabelled_day:
         splits = ("train", "train_extra")
         sets["--unlabelled-day"] = [load(options.unlabelled_day, root, "--unlabelled-day", splits=splits, time="day")]
+    check_disjoint(sets["--day"] + sets["--unlabelled-day"], night_sets)
     for image_set in (s for some in sets.values() for s in some):
         say(str(image_set))
         for note in image_set.notes:
@@ -68,7 +69,8 @@ def train(options: SegTrainOptions) -> None:
     if translator:
         translator = accelerator.prepare_model(translator.requires_grad_(False), evaluation_mode=True)
     ssl_start = options.ssl_start * run.total
-    loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers)
+    skipped = Skipped(run.folder / "skipped.txt", run.first > 0) if options.skip_unreadable else None
+    loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers, skipped)
     # with Eq. 15 a step takes about twice the arithmetic
     steps = run.steps(lambda step: 1.9 if options.ssl and step >= ssl_start else 1.0)
     for step, batch in zip(steps, loader, strict=False):
@@ -112,6 +114,8 @@ def train(options: SegTrainOptions) -> None:
         run.log(step, **terms, **masks)
         if run.due(step):
             run.preview(step, preview(teacher.model, batch, day_set.classes))
+    if skipped:
+        skipped.tell()
 
 
 class Draw:
@@ -235,7 +239,7 @@ def translator_identity(how: str | None, where: str | None) -> str | None:
     if how == "run":
         return identity(find_model(where, "day2night", "--translator"))
     record = Path(where or "") / "translation.json"
-    return json.loads(record.read_text(encoding="utf-8"))["model"] if how == "folder" and record.is_file() else where
+    return read_json(record).get("model") if how == "folder" and record.is_file() else where
 
 
 def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:

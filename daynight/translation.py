@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,19 +12,21 @@ from torch import nn
 from daynight import losses
 from daynight.config import TranslateOptions, TranslateTrainOptions, pair
 from daynight.console import counted, say
-from daynight.data.layouts import companions, image_files, load, locate, resolve
-from daynight.data.sampling import Images, Photographs, batches, choose, generator
+from daynight.data.layouts import check_disjoint, companions, image_files, load, locate, resolve
+from daynight.data.sampling import Images, Photographs, Skipped, batches, choose, generator
 from daynight.data.transforms import cut, random_box, target_size
 from daynight.ema import EMA
 from daynight.errors import InputError
+from daynight.files import replace
 from daynight.inference import Writer, check_apart, claim, is_whole, save_image
 from daynight.inference import translate as translations
 from daynight.models.discriminator import Discriminator
 from daynight.models.generator import Generator
 from daynight.models.perceptual import FeatureNetwork
 from daynight.previews import tensor_grid
+from daynight.processes import gathered, share_out, together
 from daynight.run import Run, make_accelerator
-from daynight.weights import find_model, identity, load_model, pretrained, replace
+from daynight.weights import find_model, identity, load_model, pretrained
 
 
 class Generators(nn.Module):
@@ -94,6 +97,7 @@ def train(options: TranslateTrainOptions) -> None:
     run = Run(options)
     day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
     night_sets = [load(name, root, "--night", time="night") for name in options.night]
+    check_disjoint([day_set], night_sets)
     for image_set in (day_set, *night_sets):
         say(str(image_set))
         for note in image_set.notes:
@@ -123,8 +127,10 @@ def train(options: TranslateTrainOptions) -> None:
         run.track(feature_norm=features.to(run.device).norm)
     run.track_local(day_history=history["day"], night_history=history["night"])
     run.keep(**{name: average.model for name, average in averages.items()})
-    if not run.restore() and features:
-        sample = batches(draw, options.seed, range(16), range(1), 0)
+    went_on = run.restore()
+    skipped = Skipped(run.folder / "skipped.txt", went_on) if options.skip_unreadable else None
+    if features and not went_on:
+        sample = batches(draw, options.seed, range(16), range(1), 0, skipped)
         features.calibrate(batch[domain].to(run.device) for batch in sample for domain in ("day", "night"))
 
     accelerator = run.accelerator
@@ -132,7 +138,7 @@ def train(options: TranslateTrainOptions) -> None:
     generators, discriminators, generator_optimizer, discriminator_optimizer = accelerator.prepare(
         generators, discriminators, generator_optimizer, discriminator_optimizer
     )
-    loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers)
+    loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers, skipped)
     for step, batch in zip(run.steps(), loader, strict=False):
         day, night = batch["day"].to(run.device), batch["night"].to(run.device)
         lr = options.lr if step < options.lr_drop * run.total else options.lr / 2
@@ -175,6 +181,8 @@ def train(options: TranslateTrainOptions) -> None:
         run.log(step, **terms)
         if run.due(step):
             run.preview(step, preview(averages, day, night))
+    if skipped:
+        skipped.tell()
 
 
 @torch.no_grad()
@@ -196,9 +204,10 @@ def build_generators(options: TranslateTrainOptions) -> Generators:
             if found[0].config[name] != value:
                 raise InputError(f"--{name} {value}: --init {options.init} has {found[0].config[name]}")
         for model in found:
-            model.config["size"] = options.size
+            model.config |= {"size": options.size, "crop": options.crop}
         return Generators(*found).train()
-    return Generators(*(Generator(options.blocks, options.width, options.upsample, options.size) for _ in range(2)))
+    settings = options.blocks, options.width, options.upsample, options.size, options.crop
+    return Generators(*(Generator(*settings) for _ in range(2)))
 
 
 def translate(options: TranslateOptions) -> None:
@@ -213,26 +222,25 @@ def translate(options: TranslateOptions) -> None:
     paths = image_files(given)
     part = "night2day" if options.reverse else "day2night"
     model = load_model(options.model, part, "--model", Generator).to(accelerator.device)
-    if accelerator.is_main_process:
-        claim(
-            out,
-            "translation.json",
-            {"model": identity(find_model(options.model, part, "--model")), "size": options.size},
-        )
-    accelerator.wait_for_everyone()
+    tiles = None if options.whole else model.config["crop"]
+    record = {"model": identity(find_model(options.model, part, "--model")), "size": options.size, "tiles": tiles}
+    with together():
+        lock = claim(out, "translation.json", record) if accelerator.is_main_process else nullcontext()
 
-    rank, world = accelerator.process_index, accelerator.num_processes
-    todo = [path for path in paths[rank::world] if not is_whole(out / path.relative_to(root))]
-    say(f"{options.in_} → {out}: {len(paths):,} images" + f", {len(paths) - len(todo):,} there" * (world == 1))
+    todo, missing = share_out(paths, lambda path: not is_whole(out / path.relative_to(root)))
+    say(f"{options.in_} → {out}: {len(paths):,} images, {len(paths) - missing:,} there")
     size = options.size or model.config["size"]
     workers = options.num_workers if options.num_workers is not None else 0
-    results = translations(model, Images(todo), size, options.batch_size, accelerator, workers, not options.size)
-    with Writer() as writer:
-        for i, _, image in counted(results, len(todo), "images"):
-            writer.save(image, out / todo[i].relative_to(root))
-    if accelerator.is_main_process:
-        carry(root, companions(given), out, options.size)
-    accelerator.wait_for_everyone()
+    results = translations(
+        model, Images(todo), size, tiles and pair(tiles), options.batch_size, accelerator, workers, not options.size
+    )
+    with lock:
+        with Writer() as writer:
+            for i, _, image in counted(results, len(todo), "images"):
+                writer.save(image, out / todo[i].relative_to(root))
+        if accelerator.is_main_process:
+            carry(root, companions(given), out, options.size)
+        gathered(None)  # who returns finds all of it there
 
 
 def carry(root: Path, files: tuple[Path, ...], out: Path, size: str | None) -> None:
@@ -244,9 +252,14 @@ def carry(root: Path, files: tuple[Path, ...], out: Path, size: str | None) -> N
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if size and path.suffix == ".png":
-            with Image.open(path) as label:
-                height, width = target_size(label.height, label.width, size)
-                save_image(label.resize((width, height), Image.Resampling.NEAREST), target)
+            try:
+                label = Image.open(path)
+                label.load()
+            # Pillow answers damaged files with exceptions of any kind
+            except Exception as error:
+                raise InputError(f"{path}: cannot be read as a label ({error})") from error
+            height, width = target_size(label.height, label.width, size)
+            save_image(label.resize((width, height), Image.Resampling.NEAREST), target)
             continue
         try:
             os.link(path.resolve(), target)

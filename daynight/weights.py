@@ -1,6 +1,7 @@
 """A model on disk: a folder with config.json and model.safetensors; here, in a run, or on the Hub."""
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -13,30 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from daynight import __version__
+from daynight.config import is_size
+from daynight.data.labels import check_classes
 from daynight.errors import InputError
+from daynight.files import replace, write_json
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 
 # says of each published file that it holds a classifier which a backbone does not want
 logging.getLogger("timm").setLevel(logging.ERROR)
 MODELS = {"Generator": Generator, "DeepLabV2": DeepLabV2}
-
-
-def replace(path: Path, write) -> None:
-    """Let `write(temporary path)` write a file, flush it to disk and give it its name: whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def save_model(model: torch.nn.Module, folder: Path) -> None:
@@ -54,12 +41,12 @@ def find_model(name: str, part: str, option: str) -> Path:
     """
     folder = Path(name)
     for candidate in (folder / part, folder):
-        if (candidate / "config.json").is_file():
-            if (candidate / "model.safetensors").is_file():
+        if os.path.isfile(candidate / "config.json"):
+            if os.path.isfile(candidate / "model.safetensors"):
                 return candidate
             raise InputError(f"{option} {name}: {candidate} has no model.safetensors")
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "runs/")):
-        missing = "holds no model" if folder.exists() else "no such folder"
+    if os.path.exists(folder) or name.count("/") != 1 or name.startswith((".", "/", "runs/")):
+        missing = "holds no model" if os.path.exists(folder) else "no such folder"
         train = "seg-train" if part == "teacher" else "translate-train"
         raise InputError(
             f"{option} {name}: {missing} (config.json and model.safetensors, there or in {part}/); "
@@ -83,8 +70,10 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
         config.pop("daynight", None)
         if cls is not kind:
             raise InputError(f"{option} {name}: {folder} holds a {cls.__name__}, wanted: a {kind.__name__}")
+        check_config(cls, config, folder / "config.json")
         model = cls(**config)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    # what a constructor makes of a value that is none of its own is its affair; RuntimeError: memory, nesting
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise InputError(f"{option} {name}: {folder / 'config.json'} does not describe a model ({error})") from error
     path = folder / "model.safetensors"
     state = read_tensors(path, option)
@@ -96,6 +85,24 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
         raise InputError(f"{option} {name}: {path} is not of the network in its config.json ({min(wrong)} differs)")
     model.load_state_dict(state)
     return model.eval()
+
+
+def check_config(kind: type, config: dict, path: Path) -> None:
+    """Raises `ValueError` or `InputError` for what would be found out too late, if ever; `path` is for messages.
+
+    A backbone's further options are refused: one of timm's names a file to unpickle.
+    """
+    known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    for name, value in config.items():
+        if name not in known:
+            raise ValueError(f"{name!r} is none of {', '.join(known)}")
+        if isinstance(value, int) and not 0 <= value <= 8192:
+            raise ValueError(f"{name} is {value}")
+    if not is_size(config.get("size", "native")):
+        raise ValueError(f"size is {config['size']!r}")
+    if "names" in config:
+        pairs = zip(config["names"], config["colors"], strict=True)
+        check_classes([{"name": name, "color": color} for name, color in pairs], path)
 
 
 def identity(model: Path) -> str:
@@ -139,9 +146,12 @@ def pretrained(build, network: str, source: str, option: str, **settings) -> tor
             f"{option} pretrained: the weights of {network} are", f"give {option} FILE.safetensors or random"
         ):
             return build(**settings, pretrained=True)
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"{option}: no file {source}; wanted: pretrained, random or a .safetensors file of {network}")
+    path, wanted = Path(source), f"wanted: pretrained, random or a .safetensors file of {network}"
+    if not os.path.isfile(path):
+        raise InputError(f"{option}: no file {source}; {wanted}")
+    # timm unpickles what is called otherwise, even where it is a safetensors file too
+    if path.suffix != ".safetensors":
+        raise InputError(f"{option}: {source} is not called *.safetensors; {wanted}")
     check_weights(path, network, option)
     return build(**settings, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 

@@ -3,14 +3,13 @@
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 import trees
 from PIL import Image
-from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
+from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
 from torch.nn import functional as F
 
 from daynight.data.labels import CITYSCAPES, LABEL_ID_OF, TRAIN_ID_OF
@@ -78,17 +77,6 @@ def test_batches_and_workers_change_nothing(words, home, tmp_path):
     expected, _ = score(home, "--dataset cs --model a", tmp_path)
     assert score(home, f"--dataset cs --model a {words}", tmp_path)[0] == expected
     assert 0 < expected[0]["accuracy"] < 50
-
-
-def test_two_processes_score_as_one(home, tmp_path):
-    words = "--dataset cs --dataset nd --model a --model b"
-    expected, _ = score(home, words, tmp_path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    line = ["-m", "daynight", "eval", *words.split(), "--json", f"{tmp_path}/two.json", "--save", f"{tmp_path}/saved"]
-    result = shell(*launch, *line, cwd=home)
-    assert json.loads((tmp_path / "two.json").read_text()) == expected
-    assert "3 images in" in result.stdout  # of five, and two elsewhere
-    assert len(list((tmp_path / "saved/a/cs/color").rglob("*.png"))) == 5
 
 
 def test_predictions_score_as_their_model(home, tmp_path):

@@ -1,5 +1,5 @@
 """The scores against cityscapesScripts, torchmetrics, loops, and numbers reckoned by hand; the bootstrap against every
-draw there is."""
+draw there is; the kernel inception distance against loops and against what it estimates."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index
 
 from daynight.data.labels import TRAIN_ID_OF
-from daynight.metrics import accuracy, bootstrap, confusion_matrix, counts, interval, iou, mean_iou
+from daynight.metrics import accuracy, bootstrap, confusion_matrix, counts, interval, iou, kid, mean_iou
 
 RULES = ("present", "official", "all")
 # what cityscapesScripts 2.3.0 gave: examples/check_official.py --size 64 128 --images 3 --seed 0; None: not a number
@@ -315,3 +315,62 @@ def test_an_interval_is_made_of_percentiles_and_leaves_nan_out():
     assert interval(values) == pytest.approx((2.5, 97.5))
     assert interval(values, 0.5) == pytest.approx((25, 75))
     assert all(map(math.isnan, interval(values[101:])))
+
+
+def plain_mmd(a, b):
+    """The unbiased MMD² of Bińkowski et al. 2018 in loops over lists of vectors."""
+
+    def kernel(x, y):
+        return (sum(p * q for p, q in zip(x, y, strict=True)) / len(x) + 1) ** 3
+
+    within = [
+        sum(kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j) / (len(s) * (len(s) - 1))
+        for s in (a, b)
+    ]
+    return sum(within) - 2 * sum(kernel(x, y) for x in a for y in b) / (len(a) * len(b))
+
+
+def test_kid_and_its_error_in_loops():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(7, 5, generator=g), torch.randn(4, 5, generator=g) * 2 + 1
+    value, error = kid(a, b)
+    lists = a.double().tolist(), b.double().tolist()
+    assert value == pytest.approx(plain_mmd(*lists), rel=1e-12)
+    variance = 0
+    for this, other in (lists, lists[::-1]):
+        without = [plain_mmd(this[:i] + this[i + 1 :], other) for i in range(len(this))]
+        middle = math.fsum(without) / len(without)
+        variance += (len(this) - 1) / len(this) * math.fsum((x - middle) ** 2 for x in without)
+    assert error == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+    assert kid(b, a) == pytest.approx((value, error), rel=1e-12)
+    # D divides the product: the same features twice over are as far apart
+    assert kid(a.repeat(1, 2), b.repeat(1, 2)) == pytest.approx((value, error), rel=1e-12)
+    # what float32 would lose: cubes of large sums, nearly equal
+    large = [x * 100 + 1000 for x in (a, b)]
+    assert kid(*large)[0] == pytest.approx(plain_mmd(*(x.double().tolist() for x in large)), rel=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(20, 60), (60, 60)])
+def test_kid_estimates_what_it_says_as_closely_as_it_says(sizes):
+    """Vectors drawn from a table of 40, whose distance is known: pᵀKp + qᵀKq - 2 pᵀKq."""
+    g = torch.Generator().manual_seed(0)
+    points = torch.randn(40, 8, generator=g, dtype=torch.float64)
+    kernel = (points @ points.T / 8 + 1) ** 3
+    p = torch.full((40,), 1 / 40, dtype=torch.float64)
+    errors = []
+    for tilt in (0, 0.3, 1):
+        q = (tilt * points[:, 0]).softmax(0)
+        truth = float((p - q) @ kernel @ (p - q))
+        weights = list(zip((p, q), sizes, strict=True))
+        draws = [[points[torch.multinomial(w, n, True, generator=g)] for w, n in weights] for _ in range(400)]
+        values, found = torch.tensor([kid(*draw) for draw in draws]).T
+        spread = values.std()
+        assert abs(values.mean() - truth) < 4 * spread / 20, "biased"
+        covered = ((values - truth).abs() < 1.96 * found).double().mean()
+        assert 0.93 <= covered
+        errors.append(float(found.square().mean().sqrt() / spread))
+        if not tilt:
+            assert 0.3 < (values < 0).double().mean() < 0.8
+    # larger than true by √2 for one distribution, and about right where they differ
+    assert errors[0] == pytest.approx(math.sqrt(2), rel=0.12) and 0.95 < errors[2] < 1.2, errors

@@ -2,9 +2,12 @@
 
 import gc
 import json
+import os
+import random
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from daynight import segmentation, translation
 from daynight.config import SegTrainOptions, TranslateTrainOptions
@@ -94,7 +98,7 @@ def checkpoints(folder):
     return sorted(path.name for path in folder.iterdir() if "checkpoint" in path.name)
 
 
-def assert_same_end(one, other):
+def assert_same_weights(one, other):
     final = f"checkpoint-{STEPS:07d}"
     paths = [*(one / final).glob("*.safetensors"), *one.glob("*/model.safetensors")]
     files = [path.relative_to(one) for path in paths]
@@ -105,6 +109,10 @@ def assert_same_end(one, other):
         assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == [], file
         with safe_open(one / file, "pt") as left, safe_open(other / file, "pt") as right:
             assert left.metadata() == right.metadata()
+
+
+def assert_same_end(one, other):
+    assert_same_weights(one, other)
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
 
 
@@ -161,13 +169,17 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(number, kind, runs, tmp_
     assert_same_end(root / kind, tmp_path / "run")
 
 
-def test_lines_of_lost_steps_are_not_written_twice(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "end", ["", '{"step": 7, "ce_d', "\0" * 50, "\0\n"], ids=["whole", "half", "zeros", "a line of zeros"]
+)
+def test_lines_of_lost_steps_are_not_written_twice(end, runs, tmp_path, monkeypatch):
+    """Nor what a process that dies, or a machine that loses power, leaves of a line."""
     root, made = runs
     options = replace(made["supervised"], out=str(tmp_path / "run"), save_every=4)
     stop_after(monkeypatch, 5, kill, options)  # steps 5 and 6 are lost, and the line of step 6 with them
     assert [line["step"] for line in metrics(tmp_path / "run")] == [3, 6]
     with open(tmp_path / "run/metrics.jsonl", "a") as file:
-        file.write('{"step": 7, "ce_d')  # died while it wrote
+        file.write(end)
     train(options)
     assert_same_end(root / "supervised", tmp_path / "run")
 
@@ -190,6 +202,56 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, file, runs, tmp
     assert_same_end(root / kind, folder)
 
 
+@pytest.fixture
+def two_checkpoints(data, tmp_path):
+    """A run of a network of two weights with checkpoints after steps 2 and 4, and what they hold."""
+    run, model, history = Run(seg_options(data, tmp_path / "run")), torch.nn.Linear(1, 1), translation.History(2)
+    run.open({})
+    optimizer, held = torch.optim.Adam(model.parameters()), {}
+    run.track(model=model, optimizer=optimizer)
+    run.track_local(history=history)
+    for step in (2, 4):
+        model(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+        history.images.append(torch.full((1, 1), float(step)))
+        run.checkpoint(step)
+        held[step] = [x.clone() for x in (model.weight, optimizer.state[model.weight]["exp_avg"], history.images[-1])]
+
+    def holds(step):
+        ours = model.weight, optimizer.state[model.weight]["exp_avg"], history.images[-1]
+        return run.first == step and all(map(torch.equal, ours, held[step]))
+
+    return run, holds
+
+
+@pytest.mark.parametrize("file", ["state", "process-0"])
+def test_a_checkpoint_cut_at_any_byte_falls_back_to_the_one_before(file, two_checkpoints, capsys):
+    run, holds = two_checkpoints
+    path = run.folder / f"checkpoint-0000004/{file}.safetensors"
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert run.restore() and holds(2), length
+        error = capsys.readouterr().err
+        assert error.startswith(f"warning: {path.parent} is not whole (") and error.count("\n") == 1
+    path.write_bytes(whole)
+    assert run.restore() and holds(4)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_header_is_no_traceback(two_checkpoints):
+    run, holds = two_checkpoints
+    path = run.folder / "checkpoint-0000004/state.safetensors"
+    whole, chance = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        assert run.restore()
+    path.unlink()
+    assert run.restore() and holds(2)
+
+
 def test_without_a_whole_checkpoint_nothing_is_overwritten(runs, tmp_path, monkeypatch):
     _, made = runs
     folder, options = tmp_path / "run", replace(made["translation"], out=str(tmp_path / "run"))
@@ -197,10 +259,65 @@ def test_without_a_whole_checkpoint_nothing_is_overwritten(runs, tmp_path, monke
     assert checkpoints(folder) == ["checkpoint-0000002"]
     path = folder / "checkpoint-0000002/process-0.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    before = {p: p.read_bytes() for p in folder.rglob("[!.]*") if p.is_file()}
     with pytest.raises(InputError, match="none of its checkpoints is whole"):
         train(options)
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in folder.rglob("[!.]*") if p.is_file()} == before
+
+
+def test_checkpoints_are_the_newest_two_of_the_steps_so_far(two_checkpoints):
+    """One that could not be read, of a later step, takes the place of none; nor does half of one that was deleted."""
+    run, holds = two_checkpoints
+    (run.folder / "checkpoint-0000004/state.safetensors").unlink()
+    assert run.restore() and holds(2)
+    run.checkpoint(3)
+    assert checkpoints(run.folder) == ["checkpoint-0000002", "checkpoint-0000003"]
+    run.checkpoint(10_000_000)
+    run.checkpoint(10_000_001)
+    assert checkpoints(run.folder) == ["checkpoint-10000000", "checkpoint-10000001"]
+    assert run.restore() and run.first == 10_000_001
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs the names of open files")
+def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_the_old_one_goes(two_checkpoints, monkeypatch):
+    run, _ = two_checkpoints
+    folder, done, rename = run.folder.resolve(), [], os.rename
+    (folder / "metrics.jsonl").write_text("")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    monkeypatch.setattr(
+        os, "rename", lambda old, new: (done.append(f"{Path(old).name} → {new.name}"), rename(old, new))
+    )
+    run.checkpoint(6)
+    part = folder / ".checkpoint-0000006.part"
+    written = {f"{part}/.{name}.safetensors.{os.getpid()}.part" for name in ("process-0", "state")}
+    assert set(done[:2]) == written
+    assert done[2:] == [
+        f"{folder}/metrics.jsonl",
+        f"{part}",
+        ".checkpoint-0000006.part → checkpoint-0000006",
+        f"{folder}",
+        "checkpoint-0000002 → .checkpoint-0000002.part",
+    ]
+
+
+def test_what_a_run_leaves_that_was_killed_as_it_began_is_no_other_work(data, tmp_path):
+    folder, options = tmp_path / "run", seg_options(data, tmp_path / "run", steps=1)
+    (folder / ".checkpoint-0000001.part").mkdir(parents=True)
+    for name in (".lock", ".options.json.17.part", ".checkpoint-0000001.part/state.safetensors"):
+        (folder / name).write_text("begun")
+    train(options)
+    assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_a_run_killed_right_after_its_last_checkpoint_is_tidied(runs, tmp_path):
+    root, made = runs
+    folder = tmp_path / "run"
+    shutil.copytree(root / "ssl", folder)
+    shutil.rmtree(folder / "teacher")
+    shutil.copytree(folder / "checkpoint-0000006", folder / "checkpoint-0000004")
+    train(replace(made["ssl"], out=str(folder)))
+    assert checkpoints(folder) == ["checkpoint-0000006", "checkpoint-0000007"]
+    assert_same_end(root / "ssl", folder)
 
 
 def test_a_checkpoint_that_was_not_finished_is_none(runs, tmp_path, monkeypatch):
@@ -237,8 +354,7 @@ def test_a_run_holds_what_it_should(runs):
         assert [path.name for path in sorted((root / kind / "previews").iterdir())] == [
             "0000002.png", "0000004.png", "0000006.png", "0000007.png",
         ]  # fmt: skip
-        left = {path.name for path in (root / kind).iterdir() if path.name.startswith(".")}
-        assert left <= {".lock"}
+        assert not [path.name for path in (root / kind).rglob(".*")]
 
 
 @pytest.mark.parametrize("kind, halves", [("ssl", ("day", "night")), ("ssl-more", ("unlabelled_day", "night"))])
@@ -312,16 +428,46 @@ def test_two_processes_never_work_on_one_run(data, tmp_path):
     options = seg_options(data, tmp_path / "run")
     first = Run(options)
     first.open({})
-    with pytest.raises(InputError, match="another process"):
+    with first.lock, pytest.raises(InputError, match="another process"):
         Run(options).open({})
-    first.lock.close()
     Run(options).open({})
 
 
-def test_a_loss_that_is_no_number_ends_the_run(data, tmp_path):
-    options = seg_options(data, tmp_path / "run", lr=1e30, steps=20, log_every=1)
-    with pytest.raises(RunError, match=r"ce_day is (nan|inf) at step \d+.*--lr"):
-        train(options)
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+def test_a_loss_that_is_no_number_ends_the_run_naming_its_first_step(log_every, runs, tmp_path, monkeypatch):
+    root, made = runs
+    folder, options = tmp_path / "run", replace(made["supervised"], out=str(tmp_path / "run"), log_every=log_every)
+    losses, cross_entropy = iter(range(1, 8)), segmentation.losses.cross_entropy
+    with monkeypatch.context() as patch:
+        fifth_is_nan = lambda *given: cross_entropy(*given) * (float("nan") if next(losses) == 5 else 1)  # noqa: E731
+        patch.setattr(segmentation.losses, "cross_entropy", fifth_is_nan)
+        with pytest.raises(
+            RunError, match="^ce_day is nan at step 5; the newest checkpoint is .*-0000004; a lower --lr"
+        ):
+            train(options)
+    assert checkpoints(folder) == ["checkpoint-0000002", "checkpoint-0000004"]
+    train(replace(options, log_every=3))
+    assert_same_weights(root / "supervised", folder)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(runs, tmp_path):
+    """The loss of the step that spoils them is still a number."""
+    root, made = runs
+    folder, options = tmp_path / "run", replace(made["translation"], out=str(tmp_path / "run"))
+
+    def spoil(optimizer, *_):
+        if optimizer.state and max(state["step"] for state in optimizer.state.values()) == 4:
+            optimizer.param_groups[0]["params"][0].data.view(-1)[0] = float("nan")
+
+    hook = register_optimizer_step_post_hook(spoil)
+    try:
+        with pytest.raises(RunError, match="^weights of generators are nan after step 4; the newest .*-0000002"):
+            train(options)
+    finally:
+        hook.remove()
+    assert checkpoints(folder) == ["checkpoint-0000002"]
+    train(options)
+    assert_same_end(root / "translation", folder)
 
 
 # ---- learning

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from daynight.errors import InputError
+from daynight.errors import InputError, Unreadable
 
 IGNORE = 255
+_WANTED = 'expected a list of {"name": "road", "color": [128, 64, 128]}'
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,31 @@ def read_classes(path: Path) -> Classes:
 
     Raises InputError with the file's name, and the entry's number counted from 0 as train ids are.
     """
-    wanted = 'expected a list of {"name": "road", "color": [128, 64, 128]}'
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {wanted}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); {wanted}") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {_WANTED}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); {_WANTED}") from error
+    return check_classes(entries, path)
+
+
+def check_classes(entries, path: Path) -> Classes:
+    """The classes that the content of a `classes.json` lists. Raises InputError with `path` as `read_classes` does."""
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: {wanted}")
+        raise InputError(f"{path}: {_WANTED}")
     if len(entries) > IGNORE:
         raise InputError(f"{path}: {len(entries)} classes; at most 255 fit beside the ignore index 255")
 
     names, colors = [], []
     for number, entry in enumerate(entries):
         name, color = (entry.get("name"), entry.get("color")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{path}: class {number} has no name; {wanted}")
-        if name in names:
-            raise InputError(
-                f"{path}: class {number} is named {name!r} like class {names.index(name)}; give it another"
-            )
+        if not isinstance(name, str) or not name.strip() or name != name.encode(errors="ignore").decode():
+            raise InputError(f"{path}: class {number} has no name; {_WANTED}")
+        # names are compared without case where the classes of a model meet those of a data set
+        same = [other.casefold() == name.casefold() for other in names]
+        if any(same):
+            raise InputError(f"{path}: class {number} is named {name!r} like class {same.index(True)}; give it another")
         # `type is int`: True would pass for 1
         if not isinstance(color, list) or len(color) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in color):
             raise InputError(
@@ -108,10 +113,10 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
             palette = np.asarray(image.getpalette() or [], np.uint8).reshape(-1, 3)
-    # Pillow answers broken files with any of these
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    # Pillow answers damaged files with exceptions of any kind
+    except Exception as error:
         cause = getattr(error, "strerror", None) or "damaged, or not an image"
-        raise InputError(f"{path}: cannot be read as a label ({cause}); expected a PNG with {ids}") from error
+        raise Unreadable(f"{path}: cannot be read as a label ({cause}); expected a PNG with {ids}") from error
     if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
         raise InputError(f"{path}: colour-coded ({mode}); expected {wanted}")
     if mode == "P" and _is_colored(values, palette, kind, classes):

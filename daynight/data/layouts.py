@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,24 @@ def load(
     return _gather(name, tree._replace(layout=layout), folders, option, time, labels, labelled)
 
 
+def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None:
+    """Raises InputError where night images are day images too, from which there is nothing to learn."""
+    day_images = {path for image_set in days for path in _real(image_set)}
+    for image_set in nights:
+        shared = sum(path in day_images for path in _real(image_set))
+        if shared:
+            raise InputError(
+                f"--night {image_set.name}: {shared:,} of its {_count(len(image_set.images), 'image')} are day images "
+                f"too (of {' or '.join(day.name for day in days)}); give a folder of night images"
+            )
+
+
+def _real(image_set: ImageSet) -> list[Path]:
+    """The images as paths that are the same however their folder was given."""
+    root = image_set.root.resolve()
+    return [root / path.relative_to(image_set.root) for path in image_set.images]
+
+
 def describe(name: str, data_root: Path, option: str) -> list[str]:
     """What a data set holds, in lines: each split with its images by time of day, remarks, and which split is scored.
 
@@ -141,7 +159,7 @@ def _gather(name, tree: Tree, folders: dict, option: str, time=None, labels=None
     where, notes = f"{option}: {root}", list(notes)
     if layout == "Dark Zurich" and time:
         folders = {split: _time_folder(folder, time) for split, folder in folders.items()}
-    images = sorted(image for folder in folders.values() for image in images_in(folder))
+    images = there = sorted(image for folder in folders.values() for image in images_in(folder))
     if layout == "BDD100K":
         images = _without_scored(root, images, folders, notes)
     if layout.startswith("BDD100K") and time:
@@ -151,7 +169,11 @@ def _gather(name, tree: Tree, folders: dict, option: str, time=None, labels=None
         wanted = f"{time} images" if time and layout.startswith(("BDD100K", "Dark Zurich")) else "images"
         raise InputError("; ".join([f"{option}: no {wanted} in {looked_in}", *notes]))
 
-    label_kind, label_paths = _find_labels(root, layout, images, labels, where)
+    label_kind, pattern, label_paths = _find_labels(root, layout, images, labels, where)
+    if label_kind:
+        orphans = _without_image(root, layout, pattern, folders.values(), there)
+        if orphans:
+            notes.append(f"{_count(len(orphans), 'label')} without an image, as {orphans[0].relative_to(root)}")
     if layout == "Nighttime Driving" and labels is None and label_kind == "labelTrainIds":
         notes.append("labels are the labelTrainIds of 2018; --labels labelIds takes those corrected in 2019")
     if label_kind in COLORED:
@@ -279,18 +301,42 @@ def _expected_labels(layout: str, labels: str | None) -> str:
 
 
 def _find_labels(root: Path, layout: str, images: list[Path], labels: str | None, where: str):
-    """(label kind, the label path or None of each image) by the first pattern that any image has a label of."""
-    tops, ending, patterns = LAYOUTS[layout]
-    top = next(root / top for top in tops if os.path.isdir(root / top))
+    """(label kind, its pattern, the label or None of each image) by the first pattern that any image has a label of."""
+    patterns = LAYOUTS[layout].labels
     if patterns and not _fitting(layout, labels):
         raise InputError(f"{where}: the labels of this layout are train ids; leave --labels {labels} out")
-    stems = [(image.relative_to(top).parent / image.stem.removesuffix(ending)).as_posix() for image in images]
+    stems = _stems(root, layout, images)
     for kind, pattern in _fitting(layout, labels) + [label for label in patterns if label[0] in COLORED]:
         paths = [root / pattern.format(stem) for stem in stems]
         paths = [path if os.path.isfile(path) else None for path in paths]
         if any(paths):
-            return kind, paths
-    return None, [None] * len(images)
+            return kind, pattern, paths
+    return None, None, [None] * len(images)
+
+
+def _top(root: Path, layout: str) -> Path:
+    return next(root / top for top in LAYOUTS[layout].tops if os.path.isdir(root / top))
+
+
+def _stems(root: Path, layout: str, images: Sequence[Path]) -> list[str]:
+    """What `{}` in a label's pattern stands for, of each image."""
+    top, ending = _top(root, layout), LAYOUTS[layout].ending
+    return [(image.relative_to(top).parent / image.stem.removesuffix(ending)).as_posix() for image in images]
+
+
+def _without_image(
+    root: Path, layout: str, pattern: str, folders: Iterable[Path], images: Sequence[Path]
+) -> list[Path]:
+    """The labels of a pattern, in these folders of images, of which no image is there."""
+    before, ending = pattern.split("{}")
+    stems = set(_stems(root, layout, images))
+    labels = (
+        path
+        for folder in folders
+        for path in walk(root / before / folder.relative_to(_top(root, layout)))
+        if path.name.endswith(ending)
+    )
+    return [path for path in labels if path.relative_to(root / before).as_posix().removesuffix(ending) not in stems]
 
 
 def _time_folder(folder: Path, time: str) -> Path:

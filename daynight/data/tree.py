@@ -123,6 +123,10 @@ def locate(root: Path) -> Tree:
                 f"{folder / name}: not in its place in BDD100K: images are expected in {root}/images/{name}, "
                 f"JSON files in {root}/labels/{name}"
             )
+    for layout, (tops, _, labels) in LAYOUTS.items():
+        for folder in dict.fromkeys(pattern.split("{}")[0] for _, pattern in labels):
+            if next(images_in(root / folder), None):
+                raise InputError(f"{root}: holds labels of {layout} ({folder}) and no {tops[0]}/ beside them")
     return Tree(root, "images", ())
 
 
@@ -156,6 +160,8 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
         path = Path(entry.path)
         if entry.name.startswith("."):  # with ._name, which macOS puts beside each file
             continue
+        if not entry.name.isascii() and entry.name != os.fsencode(entry.name).decode(errors="replace"):
+            raise InputError(f"{path}: its name is not UTF-8; rename it")
         if os.path.isdir(path):
             yield from walk(path, (*above, real))
         elif os.path.isfile(path):

@@ -58,13 +58,20 @@ class Generator(nn.Module):
     """G, an image → the same scene in the other domain: B×3×H×W in [-1, 1] → B×3×H×W in [-1, 1], any H and W.
 
     9 blocks and 64 filters are the paper's. Convolutions that instance norm follows have no bias: it would be
-    subtracted again. `upsample` is "bilinear" (§4.2: no checkerboards) or "deconv" (the original CycleGAN). `size`,
-    what its training images were resized to (as `--size`), is kept with it.
+    subtracted again. `upsample` is "bilinear" (§4.2: no checkerboards) or "deconv" (the original CycleGAN). `size` and
+    `crop`, what its training images were resized to and cut to (as the options; None: not known), are kept with it.
     """
 
-    def __init__(self, blocks: int = 9, width: int = 64, upsample: str = "bilinear", size: str = "native"):
+    def __init__(
+        self,
+        blocks: int = 9,
+        width: int = 64,
+        upsample: str = "bilinear",
+        size: str = "native",
+        crop: str | None = None,
+    ):
         super().__init__()
-        self.config = {"blocks": blocks, "width": width, "upsample": upsample, "size": size}
+        self.config = {"blocks": blocks, "width": width, "upsample": upsample, "size": size, "crop": crop}
         layers = [nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7, bias=False), InstanceNorm(), nn.ReLU()]
         for c in (width, 2 * width):
             layers += [nn.Conv2d(c, 2 * c, 3, stride=2, padding=1, bias=False), InstanceNorm(), nn.ReLU()]

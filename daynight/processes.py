@@ -1,0 +1,55 @@
+"""What the processes of one command tell each other, apart from tensors, which are Accelerate's."""
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+
+from daynight.errors import InputError, RunError
+
+
+@functools.cache
+def _hosts() -> torch.distributed.ProcessGroup:
+    # over the CPUs: waits for no GPU, but for the slowest process however long, and fails at once where one is gone
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+
+def gathered(value) -> list:
+    """Every process's `value`, by rank, on every process. Raises `RunError` where one of them has ended."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    try:
+        torch.distributed.all_gather_object(values, value, group=_hosts())
+    except RuntimeError as error:
+        raise RunError("another process of this command has ended; what it said is the cause") from error
+    return values
+
+
+@contextmanager
+def together():
+    """Where a process raises `InputError` in this block, all of them end, and the first that did says why."""
+    refused = None
+    try:
+        yield
+    except InputError as error:
+        refused = error
+    refusals = gathered(refused)
+    if refused and not any(refusals[: _rank()]):
+        raise refused
+    if any(refusals):
+        raise SystemExit(InputError.exit_code)
+
+
+def share_out(items: Sequence, missing: Callable) -> tuple[list, int]:
+    """This process's share of the items that are `missing`, and how many are in all: evenly, each item once."""
+    rank, world = _rank(), len(gathered(None))
+    found = gathered([item for item in items[rank::world] if missing(item)])
+    missing_items = sorted(item for part in found for item in part)
+    return missing_items[rank::world], len(missing_items)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -1,0 +1,105 @@
+"""A generator trained by the original CycleGAN code, as a model folder that `daynight translate --model` takes.
+
+    python examples/convert_cyclegan.py latest_net_G_A.pth --out day2night_cyclegan
+    daynight translate --in cs/ --out cs_night/ --model day2night_cyclegan
+
+The file is what junyanz/pytorch-CycleGAN-and-pix2pix saves of a ResNet generator with instance norm (its defaults:
+resnet_9blocks, 64 filters; any number of either). It is read with `weights_only=True`: nothing in it is executed.
+--size and --crop are its --load_size and --crop_size, in which it was trained; its own test runs at 256x256.
+"""
+
+import argparse
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from daynight.config import is_size
+from daynight.errors import InputError
+from daynight.models.generator import Generator
+from daynight.weights import save_model
+
+WANTED = "wanted: a ResNet generator with instance norm, as *_net_G.pth, *_net_G_A.pth or *_net_G_B.pth"
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of `torch.save`. Raises `InputError` naming it."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {WANTED}") from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"{path}: not a file of tensors alone; {WANTED}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds more than the tensors of one network; {WANTED}")
+    # DataParallel's prefix; the statistics that PyTorch before 0.4 kept with instance norm and never used
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items() if not name.endswith(statistics)}
+
+
+def check_kind(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises `InputError` for what CycleGAN's code saves besides, by the names of its layers."""
+    if any(name.startswith("model.model.") for name in state):
+        raise InputError(f"{path}: a UNet generator; {WANTED}")
+    if "model.0.weight" in state or "net.0.weight" in state:
+        raise InputError(f"{path}: a discriminator; {WANTED}")
+    if "model.2.weight" in state:
+        raise InputError(f"{path}: a generator with batch norm or a learned instance norm; {WANTED}")
+
+
+def convert(state: dict[str, torch.Tensor], path: Path, size: str, crop: str) -> Generator:
+    """Our generator with CycleGAN's weights: its layers have the same numbers. The biases of convolutions that
+    instance norm follows are dropped: it subtracts them. Raises `InputError` naming the file."""
+    check_kind(state, path)
+    blocks = len({name.split(".")[1] for name in state if ".conv_block." in name})
+    first = state.get("model.1.weight", torch.empty(0))
+    width = first.shape[0] if first.ndim == 4 else 1
+    with torch.device("meta"):
+        generator = Generator(blocks, width, "deconv", size, crop)
+    last = f"layers.{len(generator.layers) - 2}."
+    found = {}
+    for name, tensor in state.items():
+        # one that was trained with dropout has a block's second convolution one place later
+        name = re.sub(r"^model\.(\d+)\.conv_block\.6\.", r"model.\1.conv_block.5.", name)
+        name = name.replace("model.", "layers.", 1).replace("conv_block.", "")
+        if name.endswith(".weight") or name.startswith(last):
+            found[name] = tensor.float()
+    wanted = generator.state_dict()
+    wrong = [n for n in wanted | found if n not in found or n not in wanted or found[n].shape != wanted[n].shape]
+    if wrong or not blocks:
+        raise InputError(
+            f"{path}: {wrong[0] if wrong else 'its blocks'} is missing, unknown or of another shape; {WANTED}"
+        )
+    generator.load_state_dict(found, assign=True)
+    return generator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path, help="a *_net_G*.pth of the original CycleGAN")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
+    parser.add_argument("--size", default="286", help="what its images were resized to: 286, 286x286 or native")
+    parser.add_argument("--crop", default="256", help="the crops that it was trained on")
+    options = parser.parse_args()
+    try:
+        for name, value in (("--size", options.size), ("--crop", options.crop)):
+            if not is_size(value) or (name, value) == ("--crop", "native"):
+                raise InputError(f"{name} {value}: wanted: 256 or 256x512 (height x width)")
+        if options.out.exists():
+            raise InputError(f"--out {options.out}: is there; wanted: a new folder")
+        generator = convert(read(options.file), options.file, options.size, options.crop)
+        try:
+            save_model(generator, options.out)
+        except OSError as error:
+            raise InputError(f"--out {options.out}: {error.strerror}") from error
+    except InputError as error:
+        print(f"convert_cyclegan.py: {error}", file=sys.stderr)
+        sys.exit(InputError.exit_code)
+    config = generator.config
+    print(f"{options.out}: {config['blocks']} blocks, {config['width']} filters, runs at {config['size']}")
+
+
+if __name__ == "__main__":
+    main()
