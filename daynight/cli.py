@@ -192,4 +192,7 @@ def main() -> None:
         rank = os.environ.get("RANK", "0")
         who = "daynight" if rank == "0" else f"daynight, process {rank}"
         print(f"{who}: " + " ".join(message.split()), file=sys.stderr)
+    # where others may have failed, parting could wait for them; a command that has not begun needs no torch
+    if code not in (1, 2) and "daynight.processes" in sys.modules:
+        sys.modules["daynight.processes"].leave()
     sys.exit(code)

@@ -4,8 +4,10 @@ import copy
 import io
 import json
 import math
+import os
+import sys
 import warnings
-from contextlib import redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -208,8 +210,8 @@ def trace(deployed: Deployed) -> bytes:
     file, result = io.BytesIO(), "labels" if deployed.labels else "translation"
     axes = {0: "N", 1: "H", 2: "W"}
     example = torch.zeros(2, 99, 181, 3, dtype=torch.uint8)
-    # warnings of constants in the trace and of the exporter's age; the graph, where it fails
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+    # it warns of constants in the trace and of its age
+    with warnings.catch_warnings(), silent(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             deployed.eval(),
@@ -224,25 +226,45 @@ def trace(deployed: Deployed) -> bytes:
     return file.getvalue()
 
 
+@contextmanager
+def silent():
+    """Nothing on standard output, from C++ neither: where the exporter fails, it prints the whole graph."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def check(onnxruntime, content: bytes, original: Deployed, image: Image.Image) -> None:
     """Compare ONNX Runtime with PyTorch on an image at two sizes. Raises `RunError` where they differ."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    limit = f"{100 * SAME_LABELS} %" if original.labels else f"at most {LEVELS}"
     for scale in (1, 0.7):
-        resized_image = resize_image(image, round(scale * image.height), round(scale * image.width))
-        pixels = np.array(resized_image)[None]
+        scaled = resize_image(image, round(scale * image.height), round(scale * image.width))
+        pixels, where = np.array(scaled)[None], f"at {scaled.height}×{scaled.width} pixels"
         with torch.no_grad():
             wanted = original(torch.from_numpy(pixels)).numpy()
-        (found,) = session.run(None, {"image": pixels})
-        where = f"at {resized_image.height}×{resized_image.width} pixels"
-        if original.labels:
+        try:
+            session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+            (found,) = session.run(None, {"image": pixels})
+        # ONNX Runtime has exceptions of its own, one a kind of failure
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise RunError(f"ONNX Runtime fails {where} ({reason}); nothing was written") from error
+        if found.shape != wanted.shape:
+            good, what = False, f"{found.shape} where {wanted.shape} is wanted"
+        elif original.labels:
             share = (found == wanted).mean()
             good, what = share >= SAME_LABELS, f"{100 * share:.3f} % of the labels are the same"
         else:
             difference = np.abs(found.astype(int) - wanted).mean()
             good, what = difference <= LEVELS, f"{difference:.3f} levels of 255 apart on average"
         if not good:
-            wanted = f"{100 * SAME_LABELS} %" if original.labels else f"at most {LEVELS}"
-            raise RunError(f"ONNX Runtime and PyTorch differ {where}: {what}; wanted: {wanted}; nothing was written")
+            raise RunError(f"ONNX Runtime and PyTorch differ {where}: {what}; wanted: {limit}; nothing was written")
         say(f"  ONNX Runtime against PyTorch {where}: {what}")

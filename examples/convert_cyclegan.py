@@ -9,7 +9,6 @@ resnet_9blocks, 64 filters; any number of either). It is read with `weights_only
 """
 
 import argparse
-import pickle
 import re
 import sys
 from pathlib import Path
@@ -28,10 +27,10 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file of `torch.save`. Raises `InputError` naming it."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {WANTED}") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"{path}: not a file of tensors alone; {WANTED}") from error
+    # torch.load answers what is damaged with exceptions of many kinds
+    except Exception as error:
+        problem = "no file of tensors alone" if path.is_file() else "no such file"
+        raise InputError(f"{path}: {problem}; {WANTED}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: holds more than the tensors of one network; {WANTED}")
     # DataParallel's prefix; the statistics that PyTorch before 0.4 kept with instance norm and never used

@@ -71,6 +71,7 @@ def start(line: str, folder: Path, log: str = "log", first=None) -> multiprocess
     """The command line as a process, in `folder`; what it prints goes to `<folder>.<log>`."""
     folder.mkdir(exist_ok=True)
     log = folder.with_name(f"{folder.name}.{log}")
+    log.touch()
     child = forks.Process(target=command_line, args=(shlex.split(line), folder, log, first))
     child.start()
     return child

@@ -146,9 +146,11 @@ def check(options) -> None:
     if options.out.resolve() == options.source.resolve() or not options.out.parent.is_dir():
         raise InputError(f"--out {options.out}: wanted: another file than --in, in a folder that exists")
     try:
-        av.Codec(options.codec, "w")
+        known = av.Codec(options.codec, "w").type == "video"
     except av.codec.codec.UnknownCodecError:
-        raise InputError(f"--codec {options.codec}: PyAV has no such encoder; try mpeg4") from None
+        known = False
+    if not known:
+        raise InputError(f"--codec {options.codec}: PyAV has no such encoder of video; try mpeg4")
 
 
 def main() -> None:

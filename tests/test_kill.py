@@ -54,8 +54,7 @@ def place(streets, request):
 
 
 def log(place):
-    path = place.with_name(f"{place.name}.log")
-    return path.read_text() if path.is_file() else ""
+    return place.with_name(f"{place.name}.log").read_text()
 
 
 def start(command, place, words="", first=None):
@@ -127,14 +126,14 @@ def test_a_second_process_is_refused(command, place):
 
 
 def act_at(step, act):
-    """Have a training `act()` when the update of a step, counted from 1, is done."""
+    """Have a training `act()` when the update of a step, counted from 1, is done; None: of each."""
     from daynight.run import Run
 
     log = Run.log
 
     def log_and_act(self, now, **values):
         log(self, now, **values)
-        if now + 1 == step:
+        if step in (now + 1, None):
             act()
 
     Run.log = log_and_act
@@ -206,10 +205,12 @@ def test_a_training_that_hangs_ends_and_says_where(act, said, undisturbed, place
     assert end("seg-train", place) == undisturbed("seg-train")
 
 
-def test_without_the_guard_a_training_may_take_its_time(undisturbed, place):
-    child = start("seg-train", place, "--stall-minutes 0", partial(act_at, 5, partial(time.sleep, 2)))
+@pytest.mark.parametrize(("minutes", "nap"), [(0.05, 0.4), (0, 0)])
+def test_a_training_whose_steps_end_is_left_alone(minutes, nap, undisturbed, place):
+    """Though all of them together take longer."""
+    child = start("seg-train", place, f"--stall-minutes {minutes}", partial(act_at, None, partial(time.sleep, nap)))
     child.join(60)
-    assert child.exitcode == 0
+    assert child.exitcode == 0, log(place)
 
 
 # the disk

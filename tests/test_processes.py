@@ -290,7 +290,7 @@ def tell():
 
     def save_and_tell(image, path):
         save(image, path)
-        print(path, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{path}\n")  # in one piece: threads do it beside each other
 
     inference.save_image = save_and_tell
 
