@@ -209,7 +209,8 @@ class Run:
             try:
                 before = json.loads(path.read_text(encoding="utf-8"))
                 former = {key.replace("-", "_"): value for key, value in before["options"].items()}
-            except (ValueError, KeyError) as error:
+                fingerprints = dict(before["data"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{path}: not the options of a run ({error})") from error
             for name, value in given.items():
                 # a run of an earlier version had what is now the default
@@ -220,7 +221,7 @@ class Run:
                         "another --out"
                     )
             for name, fingerprint in data.items():
-                if before["data"].get(name) != fingerprint:
+                if fingerprints.get(name) != fingerprint:
                     raise InputError(f"{name}: the data are not those that the run in {self.folder} began with")
         elif not path.is_file() and not is_free(self.folder):
             raise InputError(f"--out {self.folder}: not empty, and holds no run; give another folder")

@@ -98,8 +98,9 @@ def check_config(kind: type, config: dict, path: Path) -> None:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
         if isinstance(value, int) and not 0 <= value <= 8192:
             raise ValueError(f"{name} is {value}")
-    if not is_size(config.get("size", "native")):
-        raise ValueError(f"size is {config['size']!r}")
+    size, crop = config.get("size", "native"), config.get("crop")
+    if not is_size(size) or crop == "native" or crop is not None and not is_size(crop):
+        raise ValueError(f"size is {size!r}, crop is {crop!r}")
     if "names" in config:
         pairs = zip(config["names"], config["colors"], strict=True)
         check_classes([{"name": name, "color": color} for name, color in pairs], path)

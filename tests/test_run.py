@@ -401,7 +401,16 @@ def test_another_option_than_before_is_refused_by_name(kind, changes, option, ru
 
 def test_what_does_not_change_the_run_may_differ(runs):
     root, made = runs
-    train(replace(made["supervised"], save_every=5, log_every=1, num_workers=0, debug=True))
+    train(replace(made["supervised"], save_every=5, log_every=1, stall_minutes=5, num_workers=0, debug=True))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"options": {}}', '{"options": {}, "data": 1}', '{"options": 1}'])
+def test_a_damaged_record_of_a_run_is_refused_by_name(content, runs, tmp_path):
+    root, made = runs
+    shutil.copytree(root / "supervised", tmp_path / "run")
+    (tmp_path / "run/options.json").write_text(content)
+    with pytest.raises(InputError, match="options.json: not the options of a run"):
+        train(replace(made["supervised"], out=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("option, folder", [("--day", "day"), ("--night", "night")])
