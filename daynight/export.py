@@ -204,8 +204,8 @@ def describe(labels: bool, size: str) -> str:
 def trace(deployed: Deployed) -> bytes:
     """The module as an ONNX file.
 
-    By the tracing exporter, deprecated as it is: the newer one takes minutes and shape guards that do not hold for
-    networks that pad as TensorFlow does (EfficientNet-lite0: 100 s of CPU time against 1 s).
+    By the tracing exporter, deprecated as it is: where networks pad as TensorFlow does, the newer one takes minutes
+    (EfficientNet-lite0: 100 s of CPU time against 1 s) and may refuse sizes that are none of its example's kind.
     """
     file, result = io.BytesIO(), "labels" if deployed.labels else "translation"
     axes = {0: "N", 1: "H", 2: "W"}

@@ -33,9 +33,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path}: {problem}; {WANTED}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: holds more than the tensors of one network; {WANTED}")
-    # DataParallel's prefix; the statistics that PyTorch before 0.4 kept with instance norm and never used
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items() if not name.endswith(statistics)}
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}  # DataParallel's prefix
 
 
 def check_kind(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -49,8 +47,9 @@ def check_kind(state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def convert(state: dict[str, torch.Tensor], path: Path, size: str, crop: str) -> Generator:
-    """Our generator with CycleGAN's weights: its layers have the same numbers. The biases of convolutions that
-    instance norm follows are dropped: it subtracts them. Raises `InputError` naming the file."""
+    """Our generator with CycleGAN's weights: its layers have the same numbers. Dropped are the biases of convolutions
+    that instance norm follows, which subtracts them, and the statistics that PyTorch before 0.4 kept of it and never
+    used. Raises `InputError` naming the file."""
     check_kind(state, path)
     blocks = len({name.split(".")[1] for name in state if ".conv_block." in name})
     first = state.get("model.1.weight", torch.empty(0))

@@ -128,7 +128,7 @@ def convert(source: Path, out: Path, work: Work, batch_size: int, codec: str) ->
 def open_video(source: Path):
     try:
         video = av.open(str(source))
-    except (OSError, ValueError) as error:
+    except av.FFmpegError as error:
         raise InputError(f"--in {source}: not a readable video ({error.strerror})") from error
     if not video.streams.video:
         video.close()

@@ -24,19 +24,23 @@ NAMES, COLORS = zip(*streets.CLASSES, strict=True)
 SIZES = [(96, 192), (65, 131), (37, 64), (120, 70)]  # with what is no multiple of 4, smaller than a crop, upright
 
 
+def random_teacher() -> DeepLabV2:
+    """Of random weights, but by day every class is as likely as any other: else one is everywhere."""
+    teacher = DeepLabV2(list(NAMES), list(COLORS), "test_resnet", hidden=8, size="48").eval()
+    with torch.no_grad():
+        logits = teacher(to_tensor(Image.fromarray(streets.scene(0, False)[0]))[None])
+        for layer in teacher.head.fc8:
+            layer.weight /= logits.std((0, 2, 3))[:, None, None, None]
+        teacher.head.fc8[0].bias -= logits.mean((0, 2, 3)) / logits.std((0, 2, 3))
+    return teacher
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A run of either training with random weights, and images of several sizes."""
     home = tmp_path_factory.mktemp("home")
     torch.manual_seed(0)
-    teacher = DeepLabV2(list(NAMES), list(COLORS), "test_resnet", hidden=8, size="48")
-    with torch.no_grad():
-        # every class as likely as any other, else one is everywhere
-        logits = teacher.eval()(to_tensor(Image.fromarray(streets.scene(0, False)[0]))[None])
-        for layer in teacher.head.fc8:
-            layer.weight /= logits.std((0, 2, 3))[:, None, None, None]
-        teacher.head.fc8[0].bias -= logits.mean((0, 2, 3)) / logits.std((0, 2, 3))
-    save_model(teacher, home / "seg/teacher")
+    save_model(random_teacher(), home / "seg/teacher")
     # a folder for each size: what `translate --size` writes is of that size
     for size, crop in (("48", "24x32"), ("native", "40x80"), ("40x100", "24x32")):
         for part, upsample in (("day2night", "bilinear"), ("night2day", "deconv")):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
+from test_export import random_teacher
 
 from daynight.data import streets
-from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.weights import save_model
 
@@ -63,8 +63,7 @@ def home(tmp_path_factory):
     """A run of either training, with random weights; two videos; their frames, as decoded, as images."""
     home = tmp_path_factory.mktemp("home")
     torch.manual_seed(0)
-    names, colors = zip(*streets.CLASSES, strict=True)
-    save_model(DeepLabV2(list(names), list(colors), "test_resnet", hidden=8, size="48"), home / "runs/seg/teacher")
+    save_model(random_teacher(), home / "runs/seg/teacher")
     for part in ("day2night", "night2day"):
         save_model(Generator(1, 4, "bilinear", "48", "24x32"), home / "runs/day2night" / part)
     write(home / "drive.mp4", drive(64, 128), sound=True)
@@ -105,7 +104,7 @@ def script():
 @pytest.mark.parametrize(
     ("line", "command", "encoder"),
     [
-        ("translate --in drive.mp4 --out a.mp4", "translate --in frames/drive.mp4 --out a", "h264"),
+        ("translate --in drive.mp4 --out a.mp4 --size 64", "translate --in frames/drive.mp4 --out a --size 64", "h264"),
         (
             "translate --in odd.mkv --out b.mkv --reverse --whole --batch-size 3",
             "translate --in frames/odd.mkv --out b --reverse --whole",
@@ -131,7 +130,7 @@ def test_every_frame_is_what_the_command_makes_of_it(line, command, encoder, hom
     for number in range(COUNT):
         wanted = np.array(Image.open(folder / f"{number}.png")).astype(int)
         errors = [np.abs(frame - wanted).mean() for frame in result[3]]
-        assert errors[number] == min(errors) < 5 < np.abs(source[3][number] - wanted).mean()
+        assert errors[number] == min(errors) < 8 < np.abs(source[3][number] - wanted).mean()
 
 
 def test_colours_survive_a_video_that_is_said_to_be_of_another_standard(tmp_path):
