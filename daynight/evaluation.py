@@ -52,8 +52,8 @@ def evaluate(options: EvalOptions) -> list[dict]:
     check_place("--save", options.save, folder=True)
     sets, results = compare(options, accelerator)
     with together():
-        alone = options.save and accelerator.is_main_process
-        lock = Lock(Path(options.save), "--save") if alone else nullcontext()
+        saves = options.save and accelerator.is_main_process
+        lock = Lock(Path(options.save), "--save") if saves else nullcontext()
     with lock:
         results = list(results)
         entries = [result.entry for result in results]

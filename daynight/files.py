@@ -1,5 +1,6 @@
 """What is written to disk: each file whole or not at all, each folder by one process at a time."""
 
+import errno
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import weakref
 from pathlib import Path
 
+from daynight.console import warn
 from daynight.errors import InputError
 
 # a loader's worker outlives a killed parent by seconds: it must not keep its locks
@@ -19,6 +21,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a folder, where the file system has no such thing
+            raise
     finally:
         os.close(descriptor)
 
@@ -27,7 +32,10 @@ def replace(path: Path, write) -> None:
     """Let `write(temporary path)` write a file, flush it to disk and give it its name: whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        os.chmod(temporary, mode)  # safetensors lets nobody but the owner read
         sync(temporary)
         os.replace(temporary, path)
     finally:
@@ -69,11 +77,16 @@ class Lock:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "w")
             _locked.add(self.file)
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                    raise
+                warn(f"{folder}: on a file system without locks; never run two commands on it at a time")
             # else it is the file of one that has just ended: the next that comes would make another
             if not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
                 raise BlockingIOError
-            for part in list(folder.rglob(".*.part")):
+            for part in [*folder.rglob(".*.part"), *folder.rglob(".tmp??????")]:  # the latter of safetensors
                 shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         except BlockingIOError:
             raise InputError(f"{option} {folder}: another process is working on it") from None

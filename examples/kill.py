@@ -139,7 +139,7 @@ class Tally:
     writing: int = 0
     ends: int = 0
     resumed: int = 0
-    wrong: list[str] = field(default_factory=list)
+    wrong: list[list[str]] = field(default_factory=list)  # of each run that ended otherwise, the files
 
     def __str__(self) -> str:
         return (
@@ -192,7 +192,8 @@ def kill(command: str, kills: int, folder: Path, seed: int = 0) -> Tally:
             assert child.exitcode == 0, output
             tally.ends += 1
             found = contents(out)
-            tally.wrong += sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+            if found != wanted:
+                tally.wrong.append(sorted(name for name in wanted | found if wanted.get(name) != found.get(name)))
             if last:
                 return tally
             shutil.rmtree(disturbed)
@@ -219,7 +220,7 @@ def main() -> None:
             tally = kill(command, given.kills, folder.resolve(), given.seed)
             print(f"{command}: {tally}; {time.monotonic() - began:.0f} s", flush=True)
             wrong += tally.wrong
-    sys.exit(f"differ: {', '.join(sorted(set(wrong)))}" if wrong else 0)
+    sys.exit(f"differ: {', '.join(map(str, wrong))}" if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Runs: a training that was stopped goes on as if it had not been, and refuses what would make it another."""
 
+import errno
+import fcntl
 import gc
 import json
 import os
@@ -300,13 +302,34 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_the_old_one_goes(two
     ]
 
 
+def test_file_systems_that_cannot_lock_or_flush_a_folder_will_do(data, tmp_path, monkeypatch, capsys):
+    fsync = os.fsync
+
+    def flush(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    def lock(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(fcntl, "flock", lock)
+    train(seg_options(data, tmp_path / "run", steps=1))
+    assert checkpoints(tmp_path / "run") == ["checkpoint-0000001"]
+    assert "without locks" in capsys.readouterr().err
+
+
 def test_what_a_run_leaves_that_was_killed_as_it_began_is_no_other_work(data, tmp_path):
     folder, options = tmp_path / "run", seg_options(data, tmp_path / "run", steps=1)
     (folder / ".checkpoint-0000001.part").mkdir(parents=True)
     for name in (".lock", ".options.json.17.part", ".checkpoint-0000001.part/state.safetensors"):
         (folder / name).write_text("begun")
     train(options)
-    assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == set()
+    (folder / "teacher/.tmpa1B2c3").write_text("begun by safetensors")
+    train(options)
+    assert not list(folder.rglob(".*"))
+    assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1
 
 
 def test_a_run_killed_right_after_its_last_checkpoint_is_tidied(runs, tmp_path):
