@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from daynight.data.sampling import Images, loader
 from daynight.data.transforms import resize_image, target_size, to_image, to_tensor
-from daynight.errors import InputError, RunError
+from daynight.errors import InputError, RunError, Unreadable
 from daynight.files import Lock, is_free, read_json, replace, write_json
 
 
@@ -31,14 +31,19 @@ class _Reader(Dataset):
 
 def read_batches(images: Images, size: str, batch_size: int, workers: int) -> Iterator[tuple[list, torch.Tensor, list]]:
     """Neighbouring images that are of one size once resized: their numbers, B×3×H×W in [-1, 1], and the originals."""
-    numbers, tensors, originals = [], [], []
-    for i, tensor, original in loader(_Reader(images, size), workers, batch_size=None):
-        if tensors and (len(tensors) == batch_size or tensors[0].shape != tensor.shape):
-            yield numbers, torch.stack(tensors), originals
-            numbers, tensors, originals = [], [], []
-        numbers.append(i), tensors.append(tensor), originals.append(original)
+    numbers, tensors, originals, failed = [], [], [], None
+    try:
+        for i, tensor, original in loader(_Reader(images, size), workers, batch_size=None):
+            if tensors and (len(tensors) == batch_size or tensors[0].shape != tensor.shape):
+                yield numbers, torch.stack(tensors), originals
+                numbers, tensors, originals = [], [], []
+            numbers.append(i), tensors.append(tensor), originals.append(original)
+    except Unreadable as error:
+        failed = error  # what was read before is not lost
     if tensors:
         yield numbers, torch.stack(tensors), originals
+    if failed:
+        raise failed
 
 
 class _Numbered(Dataset):
@@ -96,15 +101,20 @@ def segment(
         return labels.to(torch.uint8), (highest - logits.logsumexp(0)).exp() if sure else None
 
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1 if on_cpu else threads,))
-    pending = deque()
+    pending, failed = deque(), None
     try:
-        for i, image in loader(_Numbered(images), workers, batch_size=None):
-            pending.append((i, image, pool.submit(work, image)))
-            if len(pending) > at_once:
-                i, image, future = pending.popleft()
-                yield i, image, *future.result()
+        try:
+            for i, image in loader(_Numbered(images), workers, batch_size=None):
+                pending.append((i, image, pool.submit(work, image)))
+                if len(pending) > at_once:
+                    i, image, future = pending.popleft()
+                    yield i, image, *future.result()
+        except Unreadable as error:
+            failed = error  # what was read before is not lost
         for i, image, future in pending:
             yield i, image, *future.result()
+        if failed:
+            raise failed
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

@@ -441,7 +441,7 @@ def test_unreadable_in_a_worker_of_a_training(home, broken):
 
 @pytest.mark.parametrize("line", [TRANSLATE, PREDICT], ids=["translate", "predict"])
 def test_it_goes_on_once_the_file_is_mended(line, home):
-    """What was made before a file turned out unreadable is kept (one is read ahead, and may be lost)."""
+    """What was made before a file turned out unreadable is kept."""
     last = home / "data/day/images/val/street/001.jpg"
     content = last.read_bytes()
     cut(last)
@@ -450,7 +450,7 @@ def test_it_goes_on_once_the_file_is_mended(line, home):
     check_whole(home, before)
     last.write_bytes(content)
     result = daynight(line, home)
-    assert result.code == 0 and re.search("4 images, [23] there", result.out), result
+    assert result.code == 0 and "4 images, 3 there" in result.out, result
 
 
 def test_unreadable_in_the_midst_of_a_training(home):

@@ -87,6 +87,7 @@ def run(line, count, home, limit=60, environments=None, every=None, only=None) -
     """
     port = free_port()
     common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common["OMP_NUM_THREADS"] = 1  # as launchers set it, or Accelerate says that it does
     processes, outputs = [], [f"{home}/outputs/{port}-{rank}" for rank in range(count)]
     for rank, output in enumerate(outputs):
         environment = common | {"RANK": rank, "LOCAL_RANK": rank} if count > 1 else {}
