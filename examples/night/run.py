@@ -7,110 +7,247 @@ Stopped, the same line goes on where it was: trainings resume, what is finished 
 
 import argparse
 import json
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from daynight.config import EvalOptions
-from daynight.evaluation import compare
+from daynight.data.labels import read_label
+from daynight.data.layouts import load
+from daynight.data.sampling import Images
+from daynight.evaluation import classes_of, compare
+from daynight.files import write_json
+from daynight.inference import save_image, segment
 from daynight.metrics import bootstrap, interval
+from daynight.models.deeplab import DeepLabV2
+from daynight.previews import grid, label_image
 from daynight.run import make_accelerator
-from daynight.weights import write_json
+from daynight.weights import load_model
 
 FIVE = ("sky", "building", "road", "tree", "car")  # by which bdd_night and bdd_day are to be read
 HERE = Path(__file__).parent
-# what unlabelled night there is, and what is scored; the first is the target
+# unlabelled photographs to adapt to, and what is scored; the first is the target
 TARGETS = {
     "night": ("bdd", ["bdd_night", "bdd_day", "camvid_day"]),
     "dusk": ("camvid_dusk", ["camvid_dusk", "camvid_day"]),
 }
-TRANSLATORS = {"cyclegan": ["--lambda-feature", "0"], "cyclegan+fl": []}
-# row: what it is trained on, and which translator it needs, one of those above or a free one
+DAYNIGHT, RIVALS = ("-m", "daynight"), HERE.parent / "rivals"
+SHOWN = ("baseline", "cyclegan+fl+day", "ssl", "darken+ssl")  # in figure.png, where they are there
+DUSK_AGAIN = 10  # links to each of the oracle's dusk images: as many as there are day images
+
+
+class Row(NamedTuple):
+    """A training: its options, the learned translator it needs, its program, and how much longer than others it is."""
+
+    options: str = ""
+    translator: str | None = None
+    program: tuple = (*DAYNIGHT, "seg-train")
+    longer: float = 1
+
+
+SELFTRAIN = (RIVALS / "selftrain.py",)
+GAN = (*DAYNIGHT, "translate-train")
+LONGER = 2.8  # as many images as row 5 has seen, for rows whose steps see those of one kind
+TRANSLATORS = {
+    "cyclegan": Row("--lambda-feature 0", program=GAN),
+    "cyclegan+fl": Row(program=GAN),
+    "cycada": Row(program=(RIVALS / "cycada.py",)),
+}
+# the paper's five, then what needs no learned translator, the questions, the rivals, the controls
 ROWS = {
-    "baseline": (["--train-on", "day"], None),
-    "darken+day": (["--train-on", "both"], "darken"),
-    "cyclegan+fl+day": (["--train-on", "both"], "cyclegan+fl"),
-    "ssl": (["--ssl"], "cyclegan+fl"),
-    "darken+ssl": (["--ssl"], "darken"),
-    "cyclegan+fl": (["--train-on", "translated"], "cyclegan+fl"),
-    "cyclegan": (["--train-on", "translated"], "cyclegan"),
-    "fourier+day": (["--train-on", "both"], "fourier"),
-    "fourier+ssl": (["--ssl"], "fourier"),
-    # as many images, not steps, as the full method has seen
-    "baseline, more steps": (["--train-on", "day", "--steps", "1680"], None),
-    "ssl without translation": (["--ssl", "--train-on", "day"], None),
+    "baseline": Row("--train-on day"),
+    "cyclegan": Row("--train-on translated", "cyclegan"),
+    "cyclegan+fl": Row("--train-on translated", "cyclegan+fl"),
+    "cyclegan+fl+day": Row("--train-on both", "cyclegan+fl"),
+    "ssl": Row("--ssl", "cyclegan+fl"),
+    "darken+day": Row("--train-on both --translator darken"),
+    "darken+ssl": Row("--ssl --translator darken"),
+    "fourier+day": Row("--train-on both --translator fourier"),
+    "fourier+ssl": Row("--ssl --translator fourier"),
+    "ssl, no translation": Row("--ssl --train-on day"),
+    "ssl, darkened": Row("--ssl --darken 0.5", "cyclegan+fl"),
+    "ssl, mixed": Row("--ssl --translator darken", "cyclegan+fl"),
+    "ssl, constant rho": Row("--ssl --rho 0.7,0.7", "cyclegan+fl"),
+    "ssl, constant lambda": Row("--ssl --lambda-ssl 75,75", "cyclegan+fl"),
+    "pseudo-labels": Row("--ssl --method threshold", "cyclegan+fl", SELFTRAIN),
+    "class-balanced": Row("--ssl --method balanced", "cyclegan+fl", SELFTRAIN),
+    "mixup": Row("--ssl --method mixup", "cyclegan+fl", SELFTRAIN),
+    "cycada+day": Row("--train-on both", "cycada"),
+    "baseline, longer": Row("--train-on day", longer=LONGER),
+    "cyclegan, longer": Row("--train-on translated", "cyclegan", longer=LONGER),
+    "cyclegan+fl, longer": Row("--train-on translated", "cyclegan+fl", longer=LONGER),
+    # has what no other row may look at: labels of dusk, each half scored by who has learned from the other
+    "oracle": Row("--train-on day"),
 }
 
 
-def daynight(*words) -> None:
-    """Run a command as a person would type it; ends this program where it fails."""
+def run(*words) -> float:
+    """Run a program as a person would type it; ends this one where it fails. Returns the CPU minutes it took."""
     words = [str(word) for word in words]
-    print("daynight", *words, flush=True)
-    code = subprocess.run([sys.executable, "-m", "daynight", *words]).returncode
+    print(*words, flush=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = subprocess.run([sys.executable, *words]).returncode
     if code:
         sys.exit(code)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
 
 
 class Table1:
     """The rows of one target: what each needs is made first."""
 
-    def __init__(self, data: Path, out: Path, target: str):
+    def __init__(self, data: Path, out: Path, target: str, recipe: str = "cpu"):
         self.data, self.out, (night, self.sets) = data, out / target, TARGETS[target]
-        self.photographs = ["--day", data / "camvid_day", "--night", data / night]
+        self.night = ["--night", data / night]
         self.weights = data / "weights/tf_efficientnet_lite0.safetensors"
+        self.translating, self.segmenting = (HERE / f"{name}-{recipe}.json" for name in ("translator", "segmentation"))
+        self.minutes = self.out / "minutes.json"
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def spend(self, name: str, minutes: float) -> None:
+        """Note what a row or a translator has cost; what a stopped start had spent is not known."""
+        spent = json.loads(self.minutes.read_text()) if self.minutes.is_file() else {}
+        write_json(self.minutes, spent | {name: spent.get(name, 0) + minutes})
+
+    def translator(self, name: str) -> Path:
+        """A learned translator's run, finished. One serves all seeds."""
+        folder, row = self.out / "translators" / name, TRANSLATORS[name]
+        if not (folder / "done").is_file():
+            words = ["--config", self.translating, *row.options.split(), "--day", self.data / "camvid_day", *self.night]
+            words += ["--judge", self.train("baseline", 0)] if name == "cycada" else ["--feature-weights", self.weights]
+            self.spend(f"translator {name}", run(*row.program, *words, "--out", folder))
+            (folder / "done").touch()
+        return folder
 
     def translations(self, name: str) -> Path:
         """The labelled day images as one of the translators sees them."""
-        translator, translated = self.out / "translators" / name, self.out / "translations" / name
-        if not (translated / "done").is_file():
-            options = ["--config", HERE / "translator.json", "--feature-weights", self.weights, *TRANSLATORS[name]]
-            daynight("translate-train", *self.photographs, "--out", translator, *options)
-            into = translated / "camvid_day"
-            daynight("translate", "--in", self.data / "camvid_day", "--out", into, "--model", translator)
-            (translated / "done").touch()
-        return translated / "camvid_day"
+        folder = self.out / "translations" / name / "camvid_day"
+        if not (folder.parent / "done").is_file():
+            words = ["--in", self.data / "camvid_day", "--out", folder, "--model", self.translator(name)]
+            self.spend(f"translator {name}", run(*DAYNIGHT, "translate", *words))
+            (folder.parent / "done").touch()
+        return folder
 
     def train(self, row: str, seed: int) -> Path:
         """The run of a row, finished and scored."""
-        run = self.out / "runs" / f"{row}-{seed}"
-        scores = run / "scores.json"
-        if scores.is_file():
-            return run
-        options, source = ROWS[row]
-        if source in TRANSLATORS:
-            options = [*options, "--translated", self.translations(source)]
-        elif source:
-            options = [*options, "--translator", source]
-        settings = ["--config", HERE / "segmentation.json", "--backbone-weights", self.weights, "--seed", seed]
-        daynight("seg-train", *self.photographs, "--out", run, *settings, *options)
-        self.score(run, scores)
+        folder = self.out / "runs" / f"{row}-{seed}"
+        if (folder / "scores.json").is_file():
+            return folder
+        if row == "oracle":
+            halves = [self.half(i) for i in (0, 1)]
+            scores = []
+            for i, half in enumerate(halves):
+                self.seg_train(row, seed, half, folder / str(i))
+                scores.append(self.score(folder / str(i), [half, self.data / "camvid_day"]))
+            entries = [a | {"of_images": a["of_images"] + b["of_images"]} for a, b in zip(*scores, strict=True)]
+            entries[0]["dataset"] = "camvid_dusk"
+        else:
+            self.seg_train(row, seed, self.data / "camvid_day", folder)
+            entries = self.score(folder, [self.data / name for name in self.sets])
+        write_json(folder / "scores.json", entries)
         # the teacher and its record stay; two checkpoints of 30 MB a run do not
-        for checkpoint in run.glob("checkpoint-*"):
+        for checkpoint in folder.rglob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        return run
+        return folder
 
-    def score(self, run: Path, file: Path) -> None:
+    def seg_train(self, name: str, seed: int, day: Path, folder: Path) -> None:
+        row = ROWS[name]
+        words = ["--config", self.segmenting, "--backbone-weights", self.weights, "--seed", seed, *row.options.split()]
+        if row.translator:
+            words += ["--translated", self.translations(row.translator)]
+        if row.longer != 1:
+            words += ["--steps", round(row.longer * json.loads(self.segmenting.read_text())["steps"])]
+        self.spend(f"{name}-{seed}", run(*row.program, *words, "--day", day, *self.night, "--out", folder))
+
+    def half(self, i: int) -> Path:
+        """A data set of links: by day all training images, and one half of the dusk images; val is the other half."""
+        tree = self.out / f"half-{i}"
+        day, dusk = (load(str(self.data / name), self.data, "--data") for name in ("camvid_day", "camvid_dusk"))
+        pairs = [list(zip(s.images, s.labels, strict=True)) for s in (day, dusk)]
+        middle = len(pairs[1]) // 2
+        mine, others = (pairs[1][:middle], pairs[1][middle:])[:: 1 if i == 0 else -1]
+        for split, some in (("train", pairs[0] + mine * DUSK_AGAIN), ("val", others)):
+            for number, pair in enumerate(some):
+                for kind, path in zip(("images", "labels"), pair, strict=True):
+                    link = tree / kind / split / f"{number:04d}{path.suffix}"
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    if not link.is_symlink():
+                        link.symlink_to(path.resolve())
+        shutil.copy(self.data / "camvid_day/classes.json", tree)
+        return tree
+
+    def score(self, folder: Path, sets: list[Path]) -> list[dict]:
         """What `eval` finds, and each image's counts, so that any classes can be averaged over any images later."""
-        options = EvalOptions(model=[str(run)], dataset=[str(self.data / name) for name in self.sets])
+        options = EvalOptions(model=[str(folder)], dataset=[str(path) for path in sets])
         results = compare(options, make_accelerator("auto"))[1]
-        write_json(file, [result.entry | {"of_images": result.of_images.tolist()} for result in results])
+        return [result.entry | {"of_images": result.of_images.tolist()} for result in results]
+
+    def scores(self, row: str) -> list[dict]:
+        """Of each seed that is there: the entry of each data set, by its name."""
+        files = sorted(self.out.glob(f"runs/{row}-?/scores.json"))
+        return [{Path(entry["dataset"]).name: entry for entry in json.loads(file.read_text())} for file in files]
 
     def report(self) -> str:
         """The rows that are there, as Markdown: mean over seeds ± standard deviation [95 % interval over images]."""
-        lines, sets = [], self.sets
-        lines.append("| training | seeds | " + " | ".join(f"{name} mIoU | acc." for name in sets) + " |")
-        lines.append("|---|---|" + "---|" * 2 * len(sets))
+        lines = ["| training | seeds | " + " | ".join(f"{name} mIoU | acc." for name in self.sets) + " | CPU minutes |"]
+        lines.append("|---|---|" + "---|" * (2 * len(self.sets) + 1))
+        minutes = json.loads(self.minutes.read_text()) if self.minutes.is_file() else {}
         for row in ROWS:
-            files = sorted(self.out.glob(f"runs/{row}-?/scores.json"))
-            seeds = [{Path(e["dataset"]).name: e for e in json.loads(file.read_text())} for file in files]
-            if seeds:
-                cells = [cell for name in sets for cell in figures([seed[name] for seed in seeds])]
+            if seeds := self.scores(row):
+                cells = [cell for name in self.sets for cell in figures([seed[name] for seed in seeds])]
+                spent = [minutes[name] for name in (f"{row}-{i}" for i in range(len(seeds))) if name in minutes]
+                cells.append(f"{statistics.mean(spent):.0f}" if spent else "–")
                 lines.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
+        lines += ["", *(f"{name}: {spent:.0f} CPU minutes." for name, spent in minutes.items() if " " in name[:11])]
+        return "\n".join(lines + ["", self.images()])
+
+    def images(self) -> str:
+        """Accuracy on each image of the target, seed 0."""
+        target = self.sets[0]
+        rows = {row: seeds[0][target] for row in ROWS if (seeds := self.scores(row)) and row != "oracle"}
+        names = [path.stem for path in load(str(self.data / target), self.data, "--data", splits=None).images]
+        lines = [f"| accuracy, {target} | " + " | ".join(rows) + " |", "|---|" + "---|" * len(rows)]
+        columns = [[hit_share(counts) for counts in entry["of_images"]] for entry in rows.values()]
+        for name, *cells in zip(names, *columns, strict=True):
+            lines.append(f"| {name} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |")
         return "\n".join(lines)
+
+    def figure(self, seed: int = 0, width: int = 320) -> None:
+        """figure.png: day | translated | image of the target | truth | what rows make of it."""
+        accelerator = make_accelerator("auto")
+        target = load(str(self.data / self.sets[0]), self.data, "--data", splits=None, labelled=True)
+        days = load(str(self.data / "camvid_day"), self.data, "--data").images
+        numbers = [i * len(target.images) // 5 for i in range(5)]
+        chosen, photographs = [target.images[i] for i in numbers], [days[i * len(days) // 5] for i in range(5)]
+        columns = {"day": list(Images(photographs))}
+        translated = self.out / "translations/cyclegan+fl/camvid_day"
+        if (translated.parent / "done").is_file():
+            inside = [path.relative_to(self.data / "camvid_day") for path in photographs]
+            columns["translated"] = list(Images([translated / path for path in inside]))
+        columns[self.sets[0]] = list(Images(chosen))
+        for row in SHOWN:
+            if self.scores(row):
+                model = load_model(str(self.out / f"runs/{row}-{seed}"), "teacher", "--model", DeepLabV2)
+                found = segment(model, Images(chosen), model.config["size"], None, accelerator)
+                columns[row] = [label_image(labels.cpu().numpy(), classes_of(model)) for _, _, labels, _ in found]
+        labels = [read_label(target.labels[i], target.label_kind, target.classes) for i in numbers]
+        columns["truth"] = [label_image(label, target.classes) for label in labels]
+        rows = zip(
+            *([x.resize((width, width * x.height // x.width)) for x in c] for c in columns.values()), strict=True
+        )
+        save_image(grid([list(row) for row in rows], list(columns)), self.out / "figure.png")
+
+
+def hit_share(counts) -> float:
+    """…×3×classes → pixel accuracy in percent."""
+    hit, labelled, _ = torch.as_tensor(counts).double().sum(-1)
+    return 100 * float(hit / labelled)
 
 
 def figures(seeds: list[dict]) -> tuple[str, str]:
@@ -121,7 +258,7 @@ def figures(seeds: list[dict]) -> tuple[str, str]:
     miou = [100 * iou_of(c.sum(0)[:, chosen]) for c in counts]
     low, high = interval(100 * torch.stack([bootstrap(c[:, :, chosen]) for c in counts]).mean(0))
     spread = f" ± {statistics.stdev(miou):.1f}" if len(seeds) > 1 else ""
-    accuracy = statistics.mean(seed["accuracy"] for seed in seeds)
+    accuracy = statistics.mean(hit_share(c.sum(0)) for c in counts)
     return f"{statistics.mean(miou):.1f}{spread} [{low:.1f} to {high:.1f}]", f"{accuracy:.1f}"
 
 
@@ -136,15 +273,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared"))
     parser.add_argument("--out", type=Path, default=Path("runs/night"))
     parser.add_argument("--target", choices=TARGETS, default="night")
+    parser.add_argument("--recipe", choices=["cpu", "gpu"], default="cpu", help="the settings: *-cpu.json, *-gpu.json")
     parser.add_argument("--seeds", type=int, default=1, help="how many: 0, 1, …")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS)[:5], metavar="ROW", help="; ".join(ROWS))
     given = parser.parse_args()
-    table = Table1(given.data, given.out, given.target)
+    if "oracle" in given.rows and given.target != "dusk":
+        parser.error("--rows oracle: there are no labels to learn night from; give --target dusk")
+    table = Table1(given.data, given.out, given.target, given.recipe)
     for seed in range(given.seeds):
         for row in given.rows:
             table.train(row, seed)
     report = table.report()
     (table.out / "table.md").write_text(report + "\n")
+    table.figure()
     print(report)
 
 
