@@ -23,19 +23,19 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 # name, options, what it runs, help
 COMMANDS = (
     ("translate-train", config.TranslateTrainOptions, "daynight.translation:train",
-     "Learn to turn day images into night ones: CycleGAN with a feature loss (§3.2)."),
+     "Learn day → night: CycleGAN with a feature loss (§3.2)."),
     ("translate", config.TranslateOptions, "daynight.translation:translate",
-     "Translate every image of a tree; its labels come along."),
+     "Translate a tree of images; its labels come along."),
     ("seg-train", config.SegTrainOptions, "daynight.segmentation:train",
-     "Train a segmentation network on day, translated and real night images (§3.3)."),
+     "Train on day, translated and real night images (§3.3)."),
     ("eval", config.EvalOptions, "daynight.evaluation:evaluate",
      "Score teachers on labelled data sets, as Table 1 (§4.3)."),
     ("predict", config.PredictOptions, "daynight.evaluation:predict",
-     "Label a folder of images: ids, colours and overlays."),
+     "Label a tree of images: ids, colours and overlays."),
     ("export", config.ExportOptions, "daynight.export:export",
-     "Write a teacher or a generator as one ONNX file, and check it."),
+     "Write a teacher or generator as ONNX, and check it."),
     ("demo", config.DemoOptions, "daynight.demo:demo",
-     "The whole method in minutes, on drawn street scenes: nothing to download."),
+     "The whole method in minutes, on drawn streets."),
 )  # fmt: skip
 
 
@@ -59,7 +59,9 @@ def variables(command: str, name: str) -> list[str]:
 def signature(command: str, options: type) -> inspect.Signature:
     """A dataclass of options as the signature that Typer reads."""
     hints, spellings, result = get_type_hints(options, include_extras=True), parameters(options), []
-    for f in sorted(fields(options), key=lambda f: tuple(hints).index(f.name)):
+    panels, order = (config.DATA, config.MODEL, config.OPTIMISATION, config.OUTPUT, config.ADVANCED), tuple(hints)
+    place = {name: panels.index(hints[name].__metadata__[0].rich_help_panel) for name in order}
+    for f in sorted(fields(options), key=lambda f: (place[f.name], order.index(f.name))):
         base, info = hints[f.name].__origin__, copy(hints[f.name].__metadata__[0])
         info.envvar, info.show_envvar = variables(command, spellings[f.name]), False
         if f.name == "config":
