@@ -26,7 +26,7 @@ from daynight.errors import InputError, RunError
 from daynight.files import replace
 from daynight.inference import tiled
 from daynight.models.deeplab import DeepLabV2
-from daynight.models.generator import Generator, InstanceNorm, UpConv
+from daynight.models.generator import Generator, InstanceNorm, RowConv, UpConv
 from daynight.weights import find_model, identity, load_model
 
 OPSET = 18
@@ -70,7 +70,7 @@ class Traceable(nn.Module):
         for module in self.layers.modules():
             if isinstance(module, InstanceNorm):
                 module.forward = F.instance_norm
-            if isinstance(module, UpConv):
+            if isinstance(module, RowConv | UpConv):
                 module.forward = module.plain
 
     def whole(self, images):

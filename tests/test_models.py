@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.discriminator import Discriminator
-from daynight.models.generator import Generator, InstanceNorm, UpConv
+from daynight.models.generator import Generator, InstanceNorm, RowConv, UpConv
 from daynight.models.perceptual import FeatureNetwork
 
 COLORS = [(0, 0, 0)] * 19
@@ -71,20 +71,29 @@ def test_instance_norm_is_pytorchs():
     assert not list(InstanceNorm().parameters())
 
 
+def check_forms(layer, x, atol=1e-5):
+    """`plain` and `forward` give the same, and so do their gradients."""
+    results = []
+    for form in (layer.plain, layer):
+        y = form(x.requires_grad_())
+        weighting = images(*y.shape, seed=1)
+        results.append((y, *torch.autograd.grad((y * weighting).sum(), (x, *layer.parameters()))))
+    for plain, fast in zip(*results, strict=True):
+        assert plain.shape == fast.shape
+        assert torch.allclose(plain, fast, atol=atol, rtol=1e-5)
+    return results[0][0]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 7), (8, 8), (13, 2)])
 def test_upconv_equals_its_definition(size):
     torch.manual_seed(0)
-    layer = UpConv(3, 4)
-    x = images(2, 3, *size).requires_grad_()
-    weighting = images(2, 4, 2 * size[0], 2 * size[1], seed=1)
-    results = []
-    for form in (layer.plain, layer):
-        y = form(x)
-        results.append((y, *torch.autograd.grad((y * weighting).sum(), (x, layer.weight))))
-    for plain, fast in zip(*results, strict=True):
-        assert plain.shape == fast.shape
-        assert torch.allclose(plain, fast, atol=1e-5, rtol=1e-5)
-    assert results[0][0].shape == weighting.shape
+    assert check_forms(UpConv(3, 4), images(2, 3, *size)).shape[2:] == (2 * size[0], 2 * size[1])
+
+
+@pytest.mark.parametrize("size", [(7, 7), (7, 12), (20, 9)])
+def test_rowconv_equals_its_definition(size):
+    torch.manual_seed(0)
+    assert check_forms(RowConv(5, 3, 7), images(2, 5, *size), 2e-5).shape == (2, 3, size[0] - 6, size[1] - 6)
 
 
 def test_generator_is_saved_as_plain_convolutions():

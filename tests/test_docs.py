@@ -1,0 +1,74 @@
+"""Every command line of the README and of the examples' pages is run, in order, on small trees.
+
+Options that make networks and trainings small come from the environment, so the lines are run as they stand.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import test_commands
+import trees
+from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("examples/**/*.md")))]
+# what installs, unpacks, or needs machines: how else it is tried
+ELSEWHERE = {
+    "python3 -m venv": ".ci/run types the test line; the demo's is the same with another command",
+    "unzip": "no archives here",
+    "for zip": "no archives here",
+    "sbatch": "tests/test_processes.py runs the script",
+    "accelerate launch --config_file examples/cluster/nodes.yaml": "tests/test_processes.py: two launchers",
+    "python examples/paper/run.py": "tests/test_paper.py",
+    "python examples/night/": "tests/test_table1.py, test_examples_night.py",
+    "python examples/submit.py": "tests/test_submit.py",
+    "python examples/video.py": "tests/test_video.py",
+    "python examples/convert_cyclegan.py": "tests/test_convert_cyclegan.py",
+    "python examples/kill.py": "tests/test_kill.py",
+    "python -m pytest": "this",
+    "ruff": "no test",
+}
+COMMAND = re.compile(r"(accelerate launch (-m )?)?daynight [a-z]")
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text's code blocks, continued ones joined, and the commands in its sentences."""
+    text = text.replace("\\\n", " ")
+    blocks = [line.strip() for line in text.splitlines() if line.startswith("    ") and not line.startswith("     ")]
+    inline = re.findall(r"`([^`]+)`", "\n".join(x for x in text.splitlines() if not x.startswith("    ")))
+    inline = [" ".join(code.split()) for code in inline]
+    return blocks + [code for code in inline if COMMAND.match(code) and "COMMAND" not in code]
+
+
+def is_command(line: str) -> bool:
+    return bool(re.match(r"(daynight|accelerate|torchrun|python3?|pip|unzip|for|sbatch|source|\$VENV|ruff|[A-Z_]+=)\b", line))
+
+
+def make_home(home: Path) -> Path:
+    """All data sets, as the pages name them."""
+    test_commands.draw_data(home / "data")
+    trees.bdd100k(home / "data/bdd", ten_k=3)
+    trees.acdc(home / "data/acdc")
+    trees.folder(home / "data/street_day")
+    trees.bare(home / "data/street_night")
+    (home / "examples").symlink_to(ROOT / "examples")
+    return home
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_line_of_a_page(page, tmp_path):
+    """A section that trains a translator begins in a folder of its own; others go on in the one before."""
+    home = make_home(tmp_path / "0")
+    for number, section in enumerate(re.split(r"^## ", (ROOT / page).read_text(), flags=re.M), 1):
+        lines = [line for line in lines_of(section) if is_command(line)]
+        if any("translate-train" in line for line in lines):
+            home = make_home(tmp_path / str(number))
+        for line in lines:
+            if any(line.startswith(start) for start in ELSEWHERE):
+                continue
+            words = re.sub(r"^accelerate launch (--\S+ \S+ )*(-m )?", "", line)
+            assert words.startswith("daynight "), f"{page}: {line}: nobody tries this"
+            result = daynight(words.removeprefix("daynight "), home, **test_commands.SMALL)
+            assert result.code == 0, (line, result)
