@@ -1,3 +1,37 @@
 """Semantic segmentation that works at night, learned from labelled day images alone."""
 
+import os
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from daynight.predictors import Segmenter, Translator
+
 __version__ = "0.1.0"
+__all__ = ["load_generator", "load_segmenter"]
+
+
+def load_segmenter(path: "str | os.PathLike[str]", device: str | None = None) -> "Segmenter":
+    """A trained segmentation network: `segmenter(image)` gives the H×W train ids of a PIL image.
+
+    path: a run of seg-train, a model folder, or a Hub id, also id@revision. device: "cpu", "cuda:1", …; default: the
+    GPU where there is one. Raises `daynight.errors.InputError` where there is no such model.
+    """
+    from daynight.predictors import Segmenter, device_of
+
+    return Segmenter(os.fspath(path), device_of(device))
+
+
+def load_generator(
+    path: "str | os.PathLike[str]",
+    part: Literal["day2night", "night2day"] = "day2night",
+    device: str | None = None,
+) -> "Translator":
+    """A trained generator: `translator(image)` gives the translation of a PIL image, of the same size.
+
+    path: a run of translate-train, of which `part` is taken, a model folder, or a Hub id, also id@revision. device:
+    "cpu", "cuda:1", …; default: the GPU where there is one. Raises `daynight.errors.InputError` where there is no such
+    model.
+    """
+    from daynight.predictors import Translator, device_of
+
+    return Translator(os.fspath(path), part, device_of(device))

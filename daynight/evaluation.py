@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from daynight.card import CARD, add_results
 from daynight.config import EvalOptions, PredictOptions, factors
 from daynight.console import counted, say, show
 from daynight.data.labels import CITYSCAPES, IGNORE, Classes, read_label, to_label_ids
@@ -19,7 +20,7 @@ from daynight.data.sampling import Images
 from daynight.data.transforms import resize_label
 from daynight.errors import InputError
 from daynight.files import Lock, read_json, write_json
-from daynight.inference import Writer, check_apart, claim, is_whole, segment
+from daynight.inference import Writer, check_apart, claim, is_whole, reading_threads, segment
 from daynight.metrics import confusion_matrix, counts
 from daynight.models.deeplab import DeepLabV2
 from daynight.previews import grid, label_image, overlay
@@ -51,6 +52,7 @@ def evaluate(options: EvalOptions) -> list[dict]:
     check_place("--json", options.json, folder=False)
     check_place("--save", options.save, folder=True)
     sets, results = compare(options, accelerator)
+    models = local_models(options)
     with together():
         saves = options.save and accelerator.is_main_process
         lock = Lock(Path(options.save), "--save") if saves else nullcontext()
@@ -68,6 +70,9 @@ def evaluate(options: EvalOptions) -> list[dict]:
             if options.save:
                 write_page(results, sets, Path(options.save))
                 say(f"look at {Path(options.save) / 'index.html'}")
+            for name, (folder, weights) in models.items():
+                if add_results(folder, weights, [entry for entry in entries if entry["model"] == name]):
+                    say(f"added to {folder / CARD}")
     return entries
 
 
@@ -101,6 +106,13 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator
     )
 
 
+def local_models(options: EvalOptions) -> dict[str, tuple[Path, str]]:
+    """The folder of each model that has a card on this machine, and what its weights are before hours of scoring."""
+    names = options.model or ([] if options.predictions else ["runs/seg"])
+    folders = {name: find_model(name, "teacher", "--model") for name in names if os.path.isdir(name)}
+    return {name: (folder, identity(folder)) for name, folder in folders.items() if (folder / CARD).is_file()}
+
+
 def check_data(options: EvalOptions) -> None:
     """Say what each data set holds, and read every label that would be scored."""
     splits, root = (options.split,) if options.split else None, Path(options.data_root)
@@ -131,9 +143,10 @@ def by_model(name: str, options: EvalOptions, accelerator) -> Scored:
 
     def predict(image_set: ImageSet, numbers: list[int]):
         model.to(accelerator.device)
-        images, workers = Images([image_set.images[i] for i in numbers]), options.num_workers or 0
+        images = Images([image_set.images[i] for i in numbers])
+        threads = reading_threads(options.num_workers, accelerator)
         for i, _, labels, _ in segment(
-            model, images, size, options.batch_size, accelerator, workers, scales, options.flip
+            model, images, size, options.batch_size, accelerator, threads, scales, options.flip
         ):
             yield numbers[i], labels
         model.cpu()
@@ -337,11 +350,11 @@ def predict(options: PredictOptions) -> None:
     stems = Counter(path.relative_to(root).with_suffix("") for path in paths)
     todo, missing = share_out(paths, lambda path: not all(map(is_whole, places(path))))
     say(f"{options.in_} → {out}: {len(paths):,} images, {len(paths) - missing:,} there")
-    workers, sure = options.num_workers or 0, options.confidence
+    threads, sure = reading_threads(options.num_workers, accelerator), options.confidence
     images = Images(todo)
-    results = segment(model, images, size, options.batch_size, accelerator, workers, scales, options.flip, sure)
+    results = segment(model, images, size, options.batch_size, accelerator, threads, scales, options.flip, sure)
     with lock:
-        with Writer() as writer:
+        with Writer(options.png_level) as writer:
             for i, image, prediction, confidence in counted(results, len(todo), "images"):
                 labels = prediction.cpu().numpy()
                 ids = to_label_ids(labels) if options.ids == "labelIds" else labels

@@ -2,59 +2,75 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from daynight.data.sampling import Images, loader
+from daynight.data.sampling import Images
 from daynight.data.transforms import resize_image, target_size, to_image, to_tensor
 from daynight.errors import InputError, RunError, Unreadable
 from daynight.files import Lock, is_free, read_json, replace, write_json
 
 
-class _Reader(Dataset):
-    def __init__(self, images: Images, size: str):
-        self.images, self.size = images, size
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i: int):
-        image = self.images[i]
-        return i, to_tensor(resize_image(image, *target_size(image.height, image.width, self.size))), image
+def reading_threads(num_workers: int | None, accelerator) -> int:
+    """How many threads read images ahead, and finish results: as asked for by `--num-workers`, else its default."""
+    return num_workers if num_workers is not None else 2 if accelerator.device.type == "cpu" else 8
 
 
-def read_batches(images: Images, size: str, batch_size: int, workers: int) -> Iterator[tuple[list, torch.Tensor, list]]:
-    """Neighbouring images that are of one size once resized: their numbers, B×3×H×W in [-1, 1], and the originals."""
-    numbers, tensors, originals, failed = [], [], [], None
+def mapped(function: Callable, items: Iterable, threads: int, cores: int | None = None) -> Iterator:
+    """function(item) of each item, in order, by so many threads beside the loop (0: in it), each of which torch gives
+    `cores`; at most twice as many wait, so memory stays bounded. Where the items end in `Unreadable`, what was begun
+    before is not lost."""
+    if not threads:
+        yield from map(function, items)
+        return
+    settings = dict(initializer=torch.set_num_threads, initargs=(cores,)) if cores else {}
+    pool, pending, items, failed = ThreadPoolExecutor(threads, **settings), deque(), iter(items), None
     try:
-        for i, tensor, original in loader(_Reader(images, size), workers, batch_size=None):
-            if tensors and (len(tensors) == batch_size or tensors[0].shape != tensor.shape):
-                yield numbers, torch.stack(tensors), originals
-                numbers, tensors, originals = [], [], []
-            numbers.append(i), tensors.append(tensor), originals.append(original)
+        while True:
+            try:
+                pending.extend(pool.submit(function, item) for item in islice(items, 2 * threads - len(pending)))
+            except Unreadable as error:
+                failed, items = error, iter(())
+            if not pending:
+                break
+            yield pending.popleft().result()
+        if failed:
+            raise failed
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_batches(images: Images, size: str, batch_size: int, threads: int) -> Iterator[tuple[list, torch.Tensor, list]]:
+    """Neighbouring images that are of one size once resized: their numbers, B×3×H×W in [-1, 1], and the originals."""
+
+    def read(i: int):
+        image = images[i]
+        return i, to_tensor(resize_image(image, *target_size(image.height, image.width, size))), image
+
+    batch, failed = [], None
+    try:
+        for entry in mapped(read, range(len(images)), threads):
+            if batch and (len(batch) == batch_size or batch[0][1].shape != entry[1].shape):
+                yield stacked(batch)
+                batch = []
+            batch.append(entry)
     except Unreadable as error:
-        failed = error  # what was read before is not lost
-    if tensors:
-        yield numbers, torch.stack(tensors), originals
+        failed = error
+    if batch:
+        yield stacked(batch)
     if failed:
         raise failed
 
 
-class _Numbered(Dataset):
-    def __init__(self, images: Images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i: int):
-        return i, self.images[i]
+def stacked(batch: list[tuple]) -> tuple[list, torch.Tensor, list]:
+    numbers, tensors, originals = map(list, zip(*batch, strict=True))
+    return numbers, torch.stack(tensors), originals
 
 
 @torch.inference_mode()
@@ -82,60 +98,52 @@ def logits_of(model, image: Image.Image, size: str, accelerator, scales=(1.0,), 
 
 
 def segment(
-    model, images: Images, size: str, at_once: int | None, accelerator, workers=0, scales=(1.0,), flip=False, sure=False
+    model, images: Images, size: str, at_once: int | None, accelerator, threads=2, scales=(1.0,), flip=False, sure=False
 ):
     """Label images: yields each one's number, the image, its train ids at its own size (H×W, uint8, on the device) and,
     if `sure`, how sure the model is of each (H×W, largest softmax probability, 0 to 1), else None.
 
     Each image is a pass of its own, on a CPU of one thread, `at_once` images beside each other (None: as many as there
-    are cores, at most 8; on a GPU 2): so no result depends on how many there are.
+    are cores, at most 8; on a GPU 2): so no result depends on how many there are. `threads` read ahead.
     """
-    on_cpu, threads = accelerator.device.type == "cpu", torch.get_num_threads()
-    at_once = at_once or (max(1, min(8, threads)) if on_cpu else 2)
+    on_cpu, cores = accelerator.device.type == "cpu", torch.get_num_threads()
+    at_once = at_once or (max(1, min(8, cores)) if on_cpu else 2)
 
     @torch.inference_mode()
-    def work(image: Image.Image):
+    def work(entry):
+        i, image = entry
         logits = logits_of(model, image, size, accelerator, scales, flip)
         # max: on a CPU several times faster than argmax over channels
         highest, labels = logits.max(0)
-        return labels.to(torch.uint8), (highest - logits.logsumexp(0)).exp() if sure else None
+        return i, image, labels.to(torch.uint8), (highest - logits.logsumexp(0)).exp() if sure else None
 
-    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1 if on_cpu else threads,))
-    pending, failed = deque(), None
     try:
-        try:
-            for i, image in loader(_Numbered(images), workers, batch_size=None):
-                pending.append((i, image, pool.submit(work, image)))
-                if len(pending) > at_once:
-                    i, image, future = pending.popleft()
-                    yield i, image, *future.result()
-        except Unreadable as error:
-            failed = error  # what was read before is not lost
-        for i, image, future in pending:
-            yield i, image, *future.result()
-        if failed:
-            raise failed
+        read = mapped(lambda i: (i, images[i]), range(len(images)), threads)
+        yield from mapped(work, read, at_once, 1 if on_cpu else cores)
     finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(cores)
 
 
 @torch.inference_mode()
 def translate(
-    generator, images: Images, size: str, crop, batch_size: int, accelerator, workers: int = 0, keep_size=True
+    generator, images: Images, size: str, crop, batch_size: int, accelerator, threads: int = 2, keep_size=True
 ):
     """Translate images: yields each one's number, the image, and its translation, of the image's own size or, without
     `keep_size`, of `size`. `crop` (height, width): in tiles of the training crop's size; None: whole."""
-    for numbers, batch, originals in read_batches(images, size, batch_size, workers):
-        with accelerator.autocast():
-            results = (
-                tiled(generator, batch.to(accelerator.device), crop)
-                if crop
-                else generator(batch.to(accelerator.device))
-            )
-        for i, original, result in zip(numbers, originals, results.float(), strict=True):
-            result = to_image(result)
-            yield i, original, resize_image(result, original.height, original.width) if keep_size else result
+
+    def results():
+        for numbers, batch, originals in read_batches(images, size, batch_size, threads):
+            batch = batch.to(accelerator.device)
+            with accelerator.autocast():
+                batch = tiled(generator, batch, crop) if crop else generator(batch)
+            yield from zip(numbers, originals, batch.float().cpu(), strict=True)
+
+    def finished(entry):
+        i, original, result = entry
+        result = to_image(result)
+        return i, original, resize_image(result, original.height, original.width) if keep_size else result
+
+    yield from mapped(finished, results(), threads)
 
 
 def tiled(generator, images, crop: tuple[int, int]):
@@ -168,8 +176,9 @@ def tiled(generator, images, crop: tuple[int, int]):
 class Writer:
     """Writes images in the background, each whole or not at all; at most `pending` wait, so memory stays bounded."""
 
-    def __init__(self, threads: int = 4, pending: int = 16):
+    def __init__(self, png_level: int = 1, threads: int = 4, pending: int = 16):
         self.pool, self.pending, self.futures = ThreadPoolExecutor(threads), pending, []
+        self.png_level = png_level
         self.folders = set()
 
     def __enter__(self):
@@ -190,19 +199,17 @@ class Writer:
             self.folders.add(path.parent)
         self.futures.append(self.pool.submit(self._save, image, path))
 
-    @staticmethod
-    def _save(image: Image.Image, path: Path) -> None:
+    def _save(self, image: Image.Image, path: Path) -> None:
         try:
-            save_image(image, path)
+            save_image(image, path, self.png_level)
         except OSError as error:
             raise RunError(f"{path}: cannot be written ({error.strerror}); the same command goes on") from error
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """In the format of the path's suffix; JPEG at quality 95, PNG at compression level 1 (a tenth larger, twice as
-    fast)."""
+def save_image(image: Image.Image, path: Path, png_level: int = 1) -> None:
+    """In the format of the path's suffix; JPEG at quality 95."""
     kind = Image.registered_extensions()[path.suffix.lower()]
-    settings = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": 1}}.get(kind, {})
+    settings = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": png_level}}.get(kind, {})
     replace(path, lambda temporary: image.save(temporary, kind, **settings))
 
 

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: they open from disk, load nothing, and hold what a reader compares.
+"""HTML pages that open from disk, load nothing from elsewhere, and hold what a reader compares.
 
 Every function returns `Html`, to be given to another or to `page`, which returns the document. Any other string is text
 and is escaped.
@@ -13,6 +13,7 @@ from datetime import datetime
 from html import escape
 from itertools import pairwise
 from numbers import Integral, Real
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -45,7 +46,8 @@ def page(title: str, *parts: Html | str, refresh: int | None = None) -> Html:
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="generator" content="{name}"><meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        "content=\"default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; "
+        "script-src 'unsafe-inline'\">"
         f"{again}<style>{STYLE}</style></head>\n<body><header><h1>{escape(title)}</h1></header>{contents}\n"
         f"<main>{body}</main>\n<footer>Written by {name} on {made:%Y-%m-%d at %H:%M}{reloads}.</footer>"
         f"<script>{SCRIPT}</script></body></html>\n"
@@ -61,6 +63,11 @@ def strip(title: str, *parts: Html | str) -> Html:
     """Parts side by side as far as the window is wide enough. One of its images enlarged, → and ← show the others."""
     heading = f"<h3>{escape(title)}</h3>" if title else ""
     return Html(f'<div class="strip">{heading}<div>{joined(parts)}</div></div>\n')
+
+
+def beside(*columns: Sequence[Html | str]) -> Html:
+    """Columns of parts, side by side where the window is wide enough."""
+    return Html(f'<div class="beside">{"".join(f"<div>{joined(column)}</div>" for column in columns)}</div>\n')
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Html | str | float | None]], caption: str = "") -> Html:
@@ -103,15 +110,18 @@ def bars(classes: Sequence[str], series: dict[str, Sequence[float | None]], titl
     return chart("bars", title, legend(colors) + f"<dl>{''.join(groups)}</dl>")
 
 
-def heatmap(matrix: np.ndarray, names: Sequence[str], title: str) -> Html:
-    """Pixels by truth (row) and prediction (column), C×C or C×(C+1) integers, as percent of each row's pixels.
+def heatmap(
+    matrix: np.ndarray, names: Sequence[str], title: str, axes: tuple[str, str] = ("truth", "prediction")
+) -> Html:
+    """Pixels by truth (row) and prediction (column), or what `axes` calls them, C×C or C×(C+1) integers, as percent of
+    each row's pixels.
 
     The column C+1 counts the pixels that were given none of the C classes. A share below 0.5 % is left blank; the
     pointer over a cell shows its pixels.
     """
     matrix = np.asarray(matrix)
     columns = [*names, "none of them"][: matrix.shape[1]]
-    heads = ['<td class="corner">prediction →<br>truth ↓</td>']
+    heads = [f'<td class="corner">{escape(axes[1])} →<br>{escape(axes[0])} ↓</td>']
     heads += [f'<th scope="col"><span>{escape(name)}</span></th>' for name in columns]
     rows = []
     for i, (name, row, pixels) in enumerate(zip(names, matrix, matrix.sum(1), strict=True)):
@@ -146,6 +156,14 @@ def figure(image: Image.Image, caption: str, width: int = 640) -> Html:
     )
 
 
+def linked(path: str, size: tuple[int, int], caption: str) -> Html:
+    """An image that stays in its own file: its path relative to the page, and its width and height."""
+    return Html(
+        f'<figure class="image"><img src="{escape(quote(path))}" width="{size[0]}" height="{size[1]}" loading="lazy" '
+        f'alt="{escape(caption)}" tabindex="0"><figcaption>{escape(caption)}</figcaption></figure>\n'
+    )
+
+
 def curves(series: dict[str, Sequence[tuple[float, float | None]]], title: str) -> Html:
     """Lines through (step, value), with the last value in the legend; a value that is None or not finite is a gap.
 
@@ -169,7 +187,9 @@ def curves(series: dict[str, Sequence[tuple[float, float | None]]], title: str) 
             # h0 makes a dot of a point without neighbours
             path, pen = path + f"{pen}{x:.1f},{y:.1f}" + "h0" * (pen == "M"), "L"
         dash = ' stroke-dasharray="6 4"' if i >= len(PALETTE) else ""
-        paths.append(f'<path d="{path}" stroke="{css(color)}"{dash}><title>{escape(name)}</title></path>')
+        # a point alone would hardly be seen
+        wide = ' class="point"' if path.count("M") == 1 and "L" not in path else ""
+        paths.append(f'<path d="{path}" stroke="{css(color)}"{dash}{wide}><title>{escape(name)}</title></path>')
         ends = [value for _, value in lines[name] if value is not None]
         last[f"{name}  {ends[-1]:.4g}" if ends else f"{name}  –"] = color
     across = [step for step in ticks(left, right) if left <= step <= right and step % 1 == 0]
@@ -291,16 +311,20 @@ font-size:.72rem;white-space:nowrap;border-left:1px solid var(--soft)}
 .heatmap .corner{padding:0 .5rem .35rem 0;vertical-align:bottom;text-align:right;color:var(--soft);
 white-space:nowrap}
 .strip{margin:0 0 1.75rem}
-.strip>div{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:1rem .75rem}
+.strip>div{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,13.5rem),1fr));gap:1rem .75rem}
 @media(max-width:40rem){.strip>div:has(.image){grid-template-columns:1fr 1fr}}
 .strip>div:has(>.heatmap){display:flex;flex-wrap:wrap;gap:1.4rem}
 .strip figure{margin:0;min-width:0}
+.beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:0 2rem}
+.beside>div{min-width:0}
 .image img{display:block;max-width:100%;height:auto;cursor:zoom-in;border-radius:2px}
 .strip .image img{width:100%}
 .image figcaption{margin:.3rem 0 0;font-size:.8rem;font-weight:400;color:var(--soft)}
 .plot{position:relative;height:16rem;margin:.75rem 1.25rem 1.6rem 3.5rem}
 .plot svg{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
 .plot path{fill:none;stroke-width:1.6;stroke-linejoin:round;stroke-linecap:round;vector-effect:non-scaling-stroke}
+.plot .point{stroke-width:6}
+.beside .plot,.strip .plot{height:11rem}
 .plot b,.plot u{position:absolute;font-size:.75rem;font-weight:400;color:var(--soft);text-decoration:none;line-height:0;
 white-space:nowrap}
 .plot b{left:0;right:0;border-top:1px solid var(--line)}

@@ -2,9 +2,9 @@
 
 import faulthandler
 import json
-import math
 import os
 import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import accelerate
+import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
@@ -26,15 +29,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from daynight import __version__
+from daynight.card import write_card
 from daynight.console import Meter, console, say, warn
 from daynight.errors import InputError, RunError
 from daynight.files import Lock, is_free, replace, sync, write_json
 from daynight.processes import gathered, together
-from daynight.weights import save_model
+from daynight.rehearsal import check_writable, rehearse
+from daynight.report import Report
+from daynight.trackers import Trackers, check_trackers
+from daynight.weights import identity, save_model
 
 # what may differ between a run and its continuation
 FREE = {"config", "resume", "out", "debug", "data_root", "num_workers"}
-FREE |= {"save_every", "log_every", "stall_minutes", "skip_unreadable"}
+FREE |= {"save_every", "log_every", "log", "dry_run", "stall_minutes", "skip_unreadable"}
+
+BEFORE = {"validate_every": 0}  # what a run that began before the option was there has
 
 
 def ramp(step: int, steps: int, start: float, end: float, since: float = 0.0) -> float:
@@ -44,14 +53,14 @@ def ramp(step: int, steps: int, start: float, end: float, since: float = 0.0) ->
     return start + (end - start) * step / max(1, steps - 1)
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: str, **settings) -> Accelerator:
     """Accelerate's device, processes and precision; "auto" is the launcher's word, else bf16 on a GPU that has it."""
     gpu = torch.accelerator.is_available()
     if precision == "auto":
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or ("bf16" if bf16 else "no")
     # torchrun without a GPU: Accelerate would start every process as the only one
-    accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu)
+    accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu, **settings)
     console.quiet = not accelerator.is_main_process
     processes = len(gathered(None))  # connects them: from here on one that ends does not leave the others waiting
     if processes > 1:
@@ -167,12 +176,16 @@ class Run:
 
     `Run(options)` starts Accelerate; `open(data)` claims the folder; `track(…)` names what a checkpoint holds,
     `keep(…)` the models that are the product; `restore()` goes on from the newest checkpoint; then
-    `for step in steps(): …`, in which the loop calls `log(losses)` and, when `due(step)`, `preview(step, image)`.
+    `for step, batch in steps(loader): …`, in which the loop calls `log(step, losses)` and, when `due(step)`,
+    `preview(step, image)`.
     """
 
-    def __init__(self, options, accelerator: Accelerator | None = None):
+    def __init__(self, options):
         self.options, self.folder, self.total = options, Path(options.out), options.steps
-        self.accelerator = accelerator or make_accelerator(options.precision)
+        check_trackers(options.log)
+        settings = {"log_with": options.log, "project_dir": options.out} if options.log else {}
+        self.accelerator = make_accelerator(options.precision, **settings)
+        self.trackers = Trackers(self.accelerator)
         self.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         if options.batch_size % world:
@@ -180,23 +193,39 @@ class Run:
         share = options.batch_size // world
         self.slots = range(rank * share, (rank + 1) * share)
         gpu = self.device.type != "cpu"
-        self.workers = options.num_workers if options.num_workers is not None else 4 * gpu
+        self.readers = options.num_workers if options.num_workers is not None else 4 * gpu
+        self.workers = 0 if options.dry_run else self.readers  # there to see how long it takes to read
         self.local_file = f"process-{rank}.safetensors"
         self.first, self.signal, self.lock = 0, 0, nullcontext()
         self.parts, self.local_parts, self.products = {}, {}, {}
         self.values: dict[str, list] = {}
+        self.page = Report(self.folder)
+        self.alive: Callable[[], None] = lambda: None  # to be called within a long step
+        self.try_validation: Callable[[], float] = lambda: 0.0  # the seconds that one will take
         set_seed(options.seed)
 
-    def open(self, data: dict[str, str]) -> None:
-        """Make the folder, or check that the run in it is this one. `data`: option → fingerprint of what it names.
+    def open(self, data: dict[str, str], sets: dict[str, list] | None = None) -> None:
+        """Make the folder, or check that the run in it is this one. `data`: option → fingerprint of what it names;
+        `sets`: option → the sets of images that are trained on, for the model's card.
 
         Raises `InputError` naming the option that differs, or why the folder cannot be used.
         """
         with together():
             if self.accelerator.is_main_process:
-                self._claim(data)
+                goes_on = self._check(data)
+                if self.options.dry_run:
+                    check_writable(self.folder)
+                else:
+                    self._claim(data, sets or {}, goes_on)
+                    self.trackers.start(self.folder, asdict(self.options))
+        if self.options.dry_run:
+            self.done = max((int(path.name[11:]) for path in self._checkpoints()), default=0)
+            self.temporary = TemporaryDirectory(prefix="daynight-")
+            self.folder, self.first = Path(self.temporary.name), max(0, self.total - 2)
+            self.page = Report(self.folder)
 
-    def _claim(self, data: dict[str, str]) -> None:
+    def _check(self, data: dict[str, str]) -> bool:
+        """Whether the folder holds this run, with a checkpoint."""
         given = {name: value for name, value in asdict(self.options).items() if name not in FREE}
         path = self.folder / "options.json"
         if not self.folder.is_dir() and self.folder.exists():
@@ -213,8 +242,8 @@ class Run:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{path}: not the options of a run ({error})") from error
             for name, value in given.items():
-                # a run of an earlier version had what is now the default
-                had = former.get(name, getattr(type(self.options), name, None))
+                # a run of an earlier version mostly had what is now the default
+                had = former.get(name, BEFORE.get(name, getattr(type(self.options), name, None)))
                 if had != value:
                     raise InputError(
                         f"--{name.replace('_', '-')} {value}: the run in {self.folder} has {had}; give that, or "
@@ -225,10 +254,15 @@ class Run:
                     raise InputError(f"{name}: the data are not those that the run in {self.folder} began with")
         elif not path.is_file() and not is_free(self.folder):
             raise InputError(f"--out {self.folder}: not empty, and holds no run; give another folder")
+        return bool(goes_on)
+
+    def _claim(self, data: dict[str, str], sets: dict[str, list], goes_on: bool) -> None:
         self.lock = Lock(self.folder)
         if not goes_on:
             options = {name.replace("_", "-").removesuffix("-"): value for name, value in asdict(self.options).items()}
-            write_json(path, {"options": options, "versions": versions(), "data": data})
+            record = {"options": options, "versions": versions(), "data": data}
+            record["sets"] = {name: list(map(str, some)) for name, some in sets.items() if some}
+            write_json(self.folder / "options.json", record)
 
     def track(self, **parts) -> None:
         """What a checkpoint holds, by name: anything with `state_dict` and `load_state_dict`."""
@@ -281,42 +315,74 @@ class Run:
             lines = metrics.read_text(errors="replace").splitlines(keepends=True)
             kept = [line for line in lines if up_to(self.first, line)]
             replace(metrics, lambda temporary: temporary.write_text("".join(kept)))
-        return self.first > 0
+        return bool(checkpoints)
 
-    def steps(self, cost: Callable[[int], float] = lambda step: 1.0) -> Iterator[int]:
-        """The steps that are left, under a progress display; checkpoints between them.
+    def lines(self) -> Iterator[dict]:
+        """The lines of metrics.jsonl up to the step at which the run goes on."""
+        if (self.folder / "metrics.jsonl").is_file():
+            with open(self.folder / "metrics.jsonl", encoding="utf-8", errors="replace") as file:
+                yield from (json.loads(line) for line in file if up_to(self.first, line))
+
+    def steps(self, loader: Iterator[dict], cost=lambda step: 1.0) -> Iterator[tuple[int, dict]]:
+        """The steps that are left, each with its batch, under a progress display; checkpoints between them.
+
+        `cost(step)` is what one takes, in any unit.
 
         SIGTERM and SIGINT, to any process, end the loop of all after the step, with a checkpoint and exit status 128 +
         signal; a second SIGINT ends it at once. When no step ends for `--stall-minutes` it ends as `Watchdog` says.
         """
+        if self.options.dry_run:
+            with self.temporary:
+                yield from rehearse(self, loader, cost, self.done)
+            return
         handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
         minutes = self.options.stall_minutes
         stalled = Watchdog(
             60 * minutes, lambda: f"no step ended for {minutes:g} minutes (--stall-minutes){self._left()}"
         )
-        meter = Meter(self.total, self.first, "steps", self.options.log_every, cost)
+        meter = Meter(self.total, self.first, "steps", self._logs, cost, self.memory)
         try:
             with self.lock, meter as self.meter, stalled:
+                self.alive = stalled.alive
                 if self.first == self.total and self.accelerator.is_main_process:
                     self._tidy(self.total)  # a run that was killed right after its last checkpoint
+                self._report(self.first)
                 for step in range(self.first, self.total):
-                    yield step
+                    yield step, self._draw(loader)
                     # one process may get a signal alone, or later than another
                     stop = max(gathered(self.signal))
                     if stop or self.due(step):
                         self.checkpoint(step + 1)
                     if stop:
+                        self._report(step + 1, ends=True)
                         gathered(None)  # the first to end has a launcher stop the others: none before all is saved
                         say(f"{stop.name} after step {step + 1:,}: saved; the same command goes on from there")
                         raise SystemExit(128 + stop)
                     self.meter.advance()
                     stalled.alive()
+                self._report(self.total, ends=True)
         finally:
+            self.trackers.finish()
             for s, handler in handlers.items():
                 signal.signal(s, handler)
         say(
             f"{self.folder}: {self.total:,} steps done; " + ", ".join(f"{self.folder / name}" for name in self.products)
         )
+
+    def _draw(self, loader: Iterator[dict]) -> dict:
+        """The next batch; how long it took to come is told to the meter."""
+        began = time.monotonic()
+        batch = next(loader)
+        images = sum(len(x) for x in batch.values() if x.ndim == 4)
+        self.meter.waiting(time.monotonic() - began, images * self.accelerator.num_processes)
+        return batch
+
+    def memory(self) -> str:
+        """The most that has been taken so far, of the GPU or by this process, in words."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.max_memory_reserved(self.device) / 2**30:.1f} GiB of GPU memory"
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+        return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB of memory"
 
     def _stop(self, number, _frame) -> None:
         # not for SIGTERM: a launcher and the batch system above it may each send it to one process
@@ -373,7 +439,10 @@ class Run:
                 os.rename(old, part)
                 shutil.rmtree(part)
         for name, model in self.products.items():
-            save_model(model, self.folder / name)
+            folder = self.folder / name
+            save_model(model, folder)
+            done = self.parts["best"].step if name.startswith("best/") else step
+            write_card(folder, identity(folder), self.folder, self.options, FREE, done)
 
     def _left(self) -> str:
         checkpoints = self._checkpoints()
@@ -393,43 +462,69 @@ class Run:
         """The mean of a tensor over all processes."""
         return self.accelerator.reduce(tensor, "mean")
 
-    def log(self, step: int, **values) -> None:
-        """Add a step's named values (0-d tensors or numbers); each logging step writes their means since the last.
+    def log(self, step: int, **values) -> dict | None:
+        """Add a step's named values: 0-d tensors or numbers, or 1-d tensors of two, a sum and a count, per sample.
 
-        Raises `RunError` when one is no longer a number.
+        Each logging step writes and returns their means since the last: over the steps, or over what was counted, if
+        anything was. Raises `RunError` when one is no longer a number.
         """
         for name, value in values.items():
             self.values.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
-        if (step + 1) % self.options.log_every and step + 1 != self.total:
-            return
+        if self.options.dry_run:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.updated = time.monotonic()
+        if not self._logs(step + 1):
+            return None
         means, self.values = self._means(step + 1), {}
-        self.meter.text = "  ".join(f"{name} {value:.3g}" for name, value in means.items())
+        self.meter.show({name: value for name, value in means.items() if "/" not in name})
         if self.accelerator.is_main_process:
             with self._writing(step + 1), open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": step + 1} | means) + "\n")
+            self.trackers.log(means, step + 1)
+        return {"step": step + 1} | means
+
+    def _logs(self, step: int) -> bool:
+        """Whether a line of metrics.jsonl is due when so many steps are done."""
+        return step % self.options.log_every == 0 or step == self.total
 
     def _means(self, step: int) -> dict[str, float]:
         """The means of the values since the last line, each of which becomes that of all processes.
 
         Raises `RunError` naming the first that is no number, and its step, when `step` steps are done.
         """
-        for name, values in self.values.items():
-            self.values[name] = self.mean(torch.tensor(list(map(float, values)), device=self.device)).tolist()
-        bad = [
-            (step + 1 - len(values) + i, name, value)
-            for name, values in self.values.items()
-            for i, value in enumerate(values)
-            if not math.isfinite(value)
-        ]
+        if not self.values:
+            return {}
+        as_tensor = partial(torch.as_tensor, dtype=torch.float32, device=self.device)
+        rows = [torch.stack(list(map(as_tensor, values))) for values in self.values.values()]
+        # at once: each would wait for the device and for the other processes
+        joined = self.mean(torch.cat([x.flatten() for x in rows])).cpu()
+        means, bad = {}, []
+        for name, part, row in zip(self.values, joined.split([x.numel() for x in rows]), rows, strict=True):
+            part = part.view(row.shape)
+            first = step + 1 - len(part)
+            bad += [(first + i, name, v) for i, v in enumerate(part.tolist()) if not np.isfinite(v).all()]
+            self.values[name] = part.tolist()
+            total, count = (part.double().sum(), len(part)) if part.ndim == 1 else part.double().sum(0)
+            if count > 0:
+                means[name] = float(total / count)
         if bad:
             step, name, value = min(bad, key=lambda found: found[0])
             raise RunError(f"{name} is {value} at step {step:,}{self._left()}; a lower --lr may help")
-        return {name: sum(values) / len(values) for name, values in self.values.items()}
+        return means
 
     def preview(self, step: int, image: Image.Image) -> None:
-        """Write an image grid to previews/."""
+        """Write an image grid to previews/, and the page."""
         if self.accelerator.is_main_process:
-            folder = self.folder / "previews"
+            path = self.folder / f"previews/{step + 1:07d}.png"
             with self._writing(step + 1):
-                folder.mkdir(exist_ok=True)
-                replace(folder / f"{step + 1:07d}.png", lambda temporary: image.save(temporary, "PNG"))
+                path.parent.mkdir(exist_ok=True)
+                replace(path, lambda temporary: image.save(temporary, "PNG"))
+            self.trackers.preview(image, path, step + 1)
+            self._report(step + 1)
+
+    def _report(self, step: int, ends: bool = False) -> None:
+        """Write index.html after so many steps."""
+        if self.accelerator.is_main_process:
+            with self._writing(step):
+                self.page.write(step, self.total, None if ends else self.meter.status())

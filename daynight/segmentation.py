@@ -1,22 +1,27 @@
 """`seg-train`: the student and its mean teacher of §3.3, and every row of Table 1 before it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from daynight import losses
+from daynight.audit import ignoring
 from daynight.config import SegTrainOptions, numbers, pair
 from daynight.console import say
-from daynight.data.layouts import ImageSet, check_disjoint, counterparts, load, missing, resolve
+from daynight.data.headers import check_files
+from daynight.data.layouts import ImageSet, check_disjoint, counterparts, load, locate, missing, resolve, thinned
 from daynight.data.sampling import LabelledPhotographs, Photographs, Skipped, batches, choose, generator
 from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, to_image
 from daynight.ema import EMA
 from daynight.errors import InputError
 from daynight.files import read_json
+from daynight.health import TeacherHealth
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.previews import grid, label_image
 from daynight.run import Run, ramp
+from daynight.validation import Best, SegmentationValidation, fingerprints, held_out
 from daynight.weights import find_model, identity, load_model, pretrained
 
 
@@ -32,7 +37,9 @@ def train(options: SegTrainOptions) -> None:
         raise InputError("--unlabelled-day: is for Eq. 15; give --ssl, or leave it out")
     run = Run(options)
     day_set = load(options.day, root, "--day", time="day", labelled=True)
-    night_needed = options.ssl or options.translator == "fourier"
+    if options.keep_best == "labelled" and not options.validate_on:
+        raise InputError("--keep-best labelled: is the mIoU on --validate-on; give --validate-on DATASET")
+    night_needed = options.ssl or options.translator == "fourier" or options.keep_best == "index"
     night_sets = [load(name, root, "--night", time="night") for name in options.night if night_needed]
     sets = {"--day": [day_set], "--night": night_sets, "--unlabelled-day": []}
     if options.unlabelled_day:
@@ -43,6 +50,9 @@ def train(options: SegTrainOptions) -> None:
         say(str(image_set))
         for note in image_set.notes:
             say(f"  {note}")
+    sets, held = held_out(options, sets, root, labelled=("--day",))
+    (day_set,), night_sets = sets["--day"], sets["--night"]
+    labelled = labelled_set(options, day_set, root)
     train_on = options.train_on or ("both" if options.ssl or options.translated or options.translator else "day")
     how, where = translation_source(options, day_set, root) if train_on != "day" else (None, None)
     if options.darken and not how and not options.ssl:
@@ -55,14 +65,21 @@ def train(options: SegTrainOptions) -> None:
     student = build_student(options, day_set)
     translator = load_model(where, "day2night", "--translator", Generator) if how == "run" else None
     draw = Draw(options, sets, how, where)
+    if options.dry_run:
+        with_labels = [day_set, *held.get("--day", []), *filter(None, [labelled])]
+        others = night_sets + sets["--unlabelled-day"] + held.get("--night", [])
+        check_files(with_labels, others, draw.made(), options.skip_unreadable)
     data = {name: " ".join(s.fingerprint() for s in some) for name, some in sets.items()}
-    run.open(data | {"translations": f"{how} {translator_identity(how, where)}"})
+    data |= {"translations": f"{how} {translator_identity(how, where)}"} | fingerprints(held)
+    run.open(data | ({"--validate-on": labelled.fingerprint()} if labelled else {}), sets)
 
     student.to(run.device)
     teacher = EMA(student, options.ema_decay)
     optimizer = torch.optim.Adam(student.parameters(), lr=options.lr, fused=True)
     run.track(student=student, teacher=teacher.model, optimizer=optimizer)
     run.keep(teacher=teacher.model)
+    measure = {"day": "day_miou", "labelled": "validate_on_miou"}.get(options.keep_best, options.keep_best)
+    best = Best(run, measure, {"teacher": teacher.model})
     run.restore()
     accelerator, plain_student = run.accelerator, student
     student, optimizer = accelerator.prepare(student.train(), optimizer)
@@ -70,22 +87,25 @@ def train(options: SegTrainOptions) -> None:
         translator = accelerator.prepare_model(translator.requires_grad_(False), evaluation_mode=True)
     ssl_start = options.ssl_start * run.total
     skipped = Skipped(run.folder / "skipped.txt", run.first > 0) if options.skip_unreadable else None
+    validation = SegmentationValidation(run, best, skipped, held, labelled, plain_student, teacher.model)
+    health = TeacherHealth(day_set.classes.names, min(2000, max(100, run.total // 5)), run.lines())
     loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers, skipped)
     # with Eq. 15 a step takes about twice the arithmetic
-    steps = run.steps(lambda step: 1.9 if options.ssl and step >= ssl_start else 1.0)
-    for step, batch in zip(steps, loader, strict=False):
+    cost = lambda step: 1.9 if options.ssl and step >= ssl_start else 1.0  # noqa: E731
+    for step, batch in run.steps(loader, cost):
         batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
         if translator:
             with torch.no_grad():
                 for name in {"day", "unlabelled_day"} & batch.keys():
                     batch[f"fake_{name}"] = translator(batch[name])
-        labels = batch["labels"]
         clean = {"day": ["day"], "translated": ["fake_day"], "both": ["day", "fake_day"]}[train_on]
-        valid = run.mean((labels != 255).sum().float())
+        labels = {"day": batch["labels"], "fake_day": batch.get("fake_labels", batch["labels"])}
+        valid = {name: run.mean((labels[name] != 255).sum().float()) for name in clean}
 
         if not options.ssl or step < ssl_start:
             logits = student(torch.cat([batch[name] for name in clean]))
-            terms, masks = {f"ce_{n}": losses.cross_entropy(x, labels, valid) for n, x in split(logits, clean)}, {}
+            terms = {f"ce_{n}": losses.cross_entropy(x, labels[n], valid[n]) for n, x in split(logits, clean)}
+            masks = {}
         else:
             # the day half of Eq. 15 is on the labelled batch's images, unless more are given: then the network has
             # them already, and only what follows dropout is computed again
@@ -94,24 +114,26 @@ def train(options: SegTrainOptions) -> None:
             views = clean + [name for name in noisy if name not in clean]
             dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots] * len(noisy)
             logits, noisy_logits = student(
-                torch.cat([batch[name] for name in views]), clean=len(clean) * len(labels), dropout=dropout
+                torch.cat([batch[name] for name in views]), clean=len(clean) * len(batch["day"]), dropout=dropout
             )
             with torch.no_grad(), accelerator.autocast():
                 seen = [more, "weak_night"][-len(noisy) :]
                 targets = teacher.model(torch.cat([batch[name] for name in seen])).float().softmax(1)
             rho = ramp(step, run.total, *numbers(options.rho))
             weight = ramp(step, run.total, *numbers(options.lambda_ssl))
-            terms, masks = {f"ce_{n}": losses.cross_entropy(x, labels, valid) for n, x in split(logits, clean)}, {}
+            terms = {f"ce_{n}": losses.cross_entropy(x, labels[n], valid[n]) for n, x in split(logits, clean)}
+            masks = {}
             for (name, x), target in zip(split(noisy_logits, noisy), targets.chunk(len(noisy)), strict=True):
                 mask = losses.confidence_mask(target, rho)
                 terms[f"ssl_{name}"] = weight * losses.consistency(target, x, mask)
                 masks[f"mask_{name}"] = mask.mean()
+            masks |= health(target, mask, labels["day"])  # of the last, night
 
         optimizer.zero_grad()
         accelerator.backward(sum(terms.values()))  # Eq. 16
         optimizer.step()
         teacher.update(plain_student, step)
-        run.log(step, **terms, **masks)
+        health.follow(run.log(step, **terms, **masks, **validation(step)))
         if run.due(step):
             run.preview(step, preview(teacher.model, batch, day_set.classes))
     if skipped:
@@ -133,10 +155,12 @@ class Draw:
         self.days = {"day": LabelledPhotographs(sets["--day"][0], options.size)}
         for image_set in sets["--unlabelled-day"]:
             self.days["unlabelled_day"] = Photographs(image_set.images, options.size)
-        self.translated = {}
+        self.translated, self.audited = {}, None
         if how == "folder":
             for name, image_set in zip(self.days, sets["--day"] + sets["--unlabelled-day"], strict=True):
                 self.translated[name] = Photographs(translations_of(image_set, Path(where)), options.size)
+            if ignoring(Path(where)):
+                self.audited = LabelledPhotographs(audited_labels(sets["--day"][0], Path(where)), options.size)
 
     def __call__(self, g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
         sample = self.day("day", g)
@@ -148,6 +172,11 @@ class Draw:
             strong = jitter(night, self.options.jitter, g)
             sample["strong_night"] = self.darker(add_noise(strong, self.options.strong_noise, g), g)
         return sample
+
+    def made(self) -> list[Path]:
+        """The translated images, and the labels beside them that are learned from."""
+        images = [path for photographs in self.translated.values() for path in photographs.images.paths]
+        return images + list(self.audited.image_set.labels if self.audited else [])
 
     def day(self, name: str, g: torch.Generator) -> dict[str, torch.Tensor]:
         """A crop of a day image: with its labels (of the labelled set) and its translation."""
@@ -173,7 +202,12 @@ class Draw:
             fake = fourier(sample[name], self.night(g))
         else:
             return sample
-        return sample | {f"fake_{name}": self.darker(fake, g)}
+        sample[f"fake_{name}"] = self.darker(fake, g)
+        if self.audited and name == "day":
+            sample["fake_labels"] = sample["labels"]
+            if how == "folder":
+                sample["fake_labels"] = place(self.audited.label(i, *image.shape[1:]), fill=255)[0]
+        return sample
 
     def darker(self, image: torch.Tensor, g: torch.Generator) -> torch.Tensor:
         """Some of what the student sees of night, `--darken` of it, is darkened on top."""
@@ -193,6 +227,18 @@ class Draw:
             return tensor.flip(2) if flip else tensor
 
         return cut_there
+
+
+def labelled_set(options: SegTrainOptions, day_set: ImageSet, root: Path) -> ImageSet | None:
+    """What --validate-on names. Raises `InputError` where its classes are others, or its images are trained on."""
+    if not options.validate_on or not options.validate_every:
+        return None
+    found = load(options.validate_on, root, "--validate-on", splits=None, labelled=True)
+    if found.classes.names != day_set.classes.names:
+        raise InputError(f"--validate-on {options.validate_on}: its classes are not those of --day {options.day}")
+    found = thinned(found, options.validate_images)
+    say(f"to validate: {found}")
+    return found
 
 
 def translation_source(options: SegTrainOptions, day_set: ImageSet, root: Path) -> tuple[str, str | None]:
@@ -234,12 +280,26 @@ def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
     return found
 
 
+def audited_labels(image_set: ImageSet, folder: Path) -> ImageSet:
+    """The images with the labels that `daynight translate --audit-ignore` left beside their translations. Raises
+    `InputError` naming one that is missing."""
+    root = locate(folder).root
+    labels = tuple(root / label.relative_to(image_set.root) for label in image_set.labels)
+    without = [label for label in labels if not label.is_file()]
+    if without:
+        raise InputError(f"--translated {folder}: no label {without[0]}; daynight translate goes on with it")
+    return replace(image_set, labels=labels)
+
+
 def translator_identity(how: str | None, where: str | None) -> str | None:
     """What tells a source of translations from another: a translated folder's record, or a generator's weights."""
     if how == "run":
         return identity(find_model(where, "day2night", "--translator"))
     record = Path(where or "") / "translation.json"
-    return read_json(record).get("model") if how == "folder" and record.is_file() else where
+    if how != "folder" or not record.is_file():
+        return where
+    audit = ignoring(record.parent)
+    return read_json(record).get("model") if not audit else f"{read_json(record).get('model')} audited by {audit}"
 
 
 def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
@@ -275,7 +335,8 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
 @torch.no_grad()
 def preview(teacher, batch, classes):
     """What went in, and what the teacher makes of it: day, its labels, its translation, night."""
-    columns = {name: batch[name] for name in ("day", "fake_day", "weak_night") if name in batch}
+    captions = {"day": "day", "fake_day": "its translation", "weak_night": "night"}
+    columns = {caption: batch[name] for name, caption in captions.items() if name in batch}
     pictures = {name: [to_image(x) for x in images[:4]] for name, images in columns.items()}
     pictures["labels"] = [label_image(x.cpu().numpy().astype("uint8"), classes) for x in batch["labels"][:4]]
     for name, images in columns.items():

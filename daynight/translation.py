@@ -9,23 +9,27 @@ import torch
 from PIL import Image
 from torch import nn
 
-from daynight import losses
+from daynight import audit, losses
 from daynight.config import TranslateOptions, TranslateTrainOptions, pair
 from daynight.console import counted, say
-from daynight.data.layouts import check_disjoint, companions, image_files, load, locate, resolve
+from daynight.data.headers import check_files
+from daynight.data.labels import Classes
+from daynight.data.layouts import check_disjoint, companions, image_files, labels_of, load, locate, resolve
 from daynight.data.sampling import Images, Photographs, Skipped, batches, choose, generator
 from daynight.data.transforms import cut, random_box, target_size
 from daynight.ema import EMA
 from daynight.errors import InputError
 from daynight.files import replace
-from daynight.inference import Writer, check_apart, claim, is_whole, save_image
+from daynight.inference import Writer, check_apart, claim, is_whole, reading_threads, save_image
 from daynight.inference import translate as translations
+from daynight.models.deeplab import DeepLabV2
 from daynight.models.discriminator import Discriminator
 from daynight.models.generator import Generator
 from daynight.models.perceptual import FeatureNetwork
 from daynight.previews import tensor_grid
 from daynight.processes import gathered, share_out, together
 from daynight.run import Run, make_accelerator
+from daynight.validation import Best, TranslationValidation, fingerprints, held_out
 from daynight.weights import find_model, identity, load_model, pretrained
 
 
@@ -72,6 +76,10 @@ class History:
             shown.append(fake)
         return torch.stack(shown)
 
+    @property
+    def filled(self) -> float:
+        return len(self.images) / max(1, self.size)
+
     def state_dict(self):
         return {"images": self.images}
 
@@ -102,10 +110,16 @@ def train(options: TranslateTrainOptions) -> None:
         say(str(image_set))
         for note in image_set.notes:
             say(f"  {note}")
+    sets, held = held_out(options, {"--day": [day_set], "--night": night_sets}, root)
+    (day_set,), night_sets = sets.values()
+    if options.dry_run:
+        check_files([], [day_set, *night_sets, *sum(held.values(), [])], skip=options.skip_unreadable)
     features = feature_network(options) if options.lambda_feature else None
+    judge, judged_by = load_judge(options)
     torch.manual_seed(options.seed)
     generators, discriminators = build_generators(options), Discriminators(options.width)
-    run.open({"--day": day_set.fingerprint(), "--night": " ".join(s.fingerprint() for s in night_sets)})
+    data = {name: " ".join(s.fingerprint() for s in some) for name, some in sets.items()}
+    run.open(data | fingerprints(held) | judged_by, sets)
 
     days = Photographs(day_set.images, options.size)
     nights = Photographs([path for s in night_sets for path in s.images], options.size)
@@ -127,11 +141,13 @@ def train(options: TranslateTrainOptions) -> None:
         run.track(feature_norm=features.to(run.device).norm)
     run.track_local(day_history=history["day"], night_history=history["night"])
     run.keep(**{name: average.model for name, average in averages.items()})
+    best = Best(run, options.keep_best, {name: average.model for name, average in averages.items()})
     went_on = run.restore()
     skipped = Skipped(run.folder / "skipped.txt", went_on) if options.skip_unreadable else None
     if features and not went_on:
         sample = batches(draw, options.seed, range(16), range(1), 0, skipped)
         features.calibrate(batch[domain].to(run.device) for batch in sample for domain in ("day", "night"))
+    validation = TranslationValidation(run, best, skipped, held, features, averages, judge and judge.to(run.device))
 
     accelerator = run.accelerator
     plain_generators, plain_discriminators = generators, discriminators
@@ -139,7 +155,7 @@ def train(options: TranslateTrainOptions) -> None:
         generators, discriminators, generator_optimizer, discriminator_optimizer
     )
     loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers, skipped)
-    for step, batch in zip(run.steps(), loader, strict=False):
+    for step, batch in run.steps(loader):
         day, night = batch["day"].to(run.device), batch["night"].to(run.device)
         lr = options.lr if step < options.lr_drop * run.total else options.lr / 2
         for optimizer in (generator_optimizer, discriminator_optimizer):
@@ -178,7 +194,7 @@ def train(options: TranslateTrainOptions) -> None:
 
         for name, average in averages.items():
             average.update(getattr(plain_generators, name), step)
-        run.log(step, **terms)
+        run.log(step, **terms, **validation(step))
         if run.due(step):
             run.preview(step, preview(averages, day, night))
     if skipped:
@@ -194,6 +210,16 @@ def preview(averages: dict[str, EMA], day, night):
         fake = averages[there].model(real)
         columns |= {name: real, f"translated {name}": fake, f"reconstructed {name}": averages[back].model(fake)}
     return tensor_grid(columns)
+
+
+def load_judge(options: TranslateTrainOptions) -> tuple[DeepLabV2 | None, dict[str, str]]:
+    """The network of --judge, and what tells it from another, for `Run.open`."""
+    if options.keep_best == "kept" and not options.judge:
+        raise InputError("--keep-best kept: is what --judge finds; give --judge RUN")
+    if not options.judge or not options.validate_every:
+        return None, {}
+    judge = load_model(options.judge, "teacher", "--judge", DeepLabV2).requires_grad_(False)
+    return judge, {"--judge": identity(find_model(options.judge, "teacher", "--judge"))}
 
 
 def build_generators(options: TranslateTrainOptions) -> Generators:
@@ -220,6 +246,7 @@ def translate(options: TranslateOptions) -> None:
     root, out = locate(given).root, Path(options.out)
     check_apart(root, out)
     paths = image_files(given)
+    judge, labels = auditor(options, given, accelerator.device)
     part = "night2day" if options.reverse else "day2night"
     model = load_model(options.model, part, "--model", Generator).to(accelerator.device)
     tiles = None if options.whole else model.config["crop"]
@@ -230,17 +257,42 @@ def translate(options: TranslateOptions) -> None:
     todo, missing = share_out(paths, lambda path: not is_whole(out / path.relative_to(root)))
     say(f"{options.in_} → {out}: {len(paths):,} images, {len(paths) - missing:,} there")
     size = options.size or model.config["size"]
-    workers = options.num_workers if options.num_workers is not None else 0
+    threads = reading_threads(options.num_workers, accelerator)
     results = translations(
-        model, Images(todo), size, tiles and pair(tiles), options.batch_size, accelerator, workers, not options.size
+        model, Images(todo), size, tiles and pair(tiles), options.batch_size, accelerator, threads, not options.size
     )
     with lock:
-        with Writer() as writer:
+        with Writer(options.png_level) as writer:
             for i, _, image in counted(results, len(todo), "images"):
                 writer.save(image, out / todo[i].relative_to(root))
         if accelerator.is_main_process:
+            if judge:
+                audit.begin(judge, root, out, labels_of(given)[0])
             carry(root, companions(given), out, options.size)
         gathered(None)  # who returns finds all of it there
+        if judge:
+            audit.audit(judge, root, out, paths, labels, accelerator, threads)
+
+
+def auditor(options: TranslateOptions, given: Path, device) -> tuple[audit.Judge | None, audit.Labels | None]:
+    """The model of `--audit`, and the labels into which it is to write. Raises `InputError` where there are none."""
+    if not options.audit:
+        if options.audit_ignore:
+            raise InputError("--audit-ignore: is for --audit to say; give --audit RUN, or leave it out")
+        return None, None
+    model = load_model(options.audit, "teacher", "--audit", DeepLabV2).to(device)
+    classes = Classes(tuple(model.config["names"]), tuple(map(tuple, model.config["colors"])))
+    record = {"model": identity(find_model(options.audit, "teacher", "--audit")), "ignore": options.audit_ignore}
+    judge = audit.Judge(options.audit, model, classes, record)
+    if not options.audit_ignore:
+        return judge, None
+    of_image, label_classes = labels_of(given)
+    if not of_image:
+        raise InputError(f"--audit-ignore: {options.in_} has no labels to write into; leave it out")
+    known = {name.casefold() for name in classes.names}
+    if known.isdisjoint(map(str.casefold, label_classes.names)):
+        raise InputError(f"--audit-ignore: none of the classes of {options.in_} is one of --audit {options.audit}")
+    return judge, audit.Labels(of_image, label_classes, options.size is not None)
 
 
 def carry(root: Path, files: tuple[Path, ...], out: Path, size: str | None) -> None:

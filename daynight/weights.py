@@ -35,7 +35,8 @@ def save_model(model: torch.nn.Module, folder: Path) -> None:
 
 
 def find_model(name: str, part: str, option: str) -> Path:
-    """The folder of a model: `name` itself, its subfolder `part` (a run), or what the Hub has under this id.
+    """The folder of a model: `name` itself, its subfolder `part` (a run), or what the Hub has under this id, or under
+    id@revision (a branch, a tag or a commit).
 
     Raises `InputError` naming `option` where there is none.
     """
@@ -45,17 +46,33 @@ def find_model(name: str, part: str, option: str) -> Path:
             if os.path.isfile(candidate / "model.safetensors"):
                 return candidate
             raise InputError(f"{option} {name}: {candidate} has no model.safetensors")
-    if os.path.exists(folder) or name.count("/") != 1 or name.startswith((".", "/", "runs/")):
+    if os.path.exists(folder) or name.partition("@")[0].count("/") != 1 or name.startswith((".", "/", "runs/")):
         missing = "holds no model" if os.path.exists(folder) else "no such folder"
         train = "seg-train" if part == "teacher" else "translate-train"
         raise InputError(
             f"{option} {name}: {missing} (config.json and model.safetensors, there or in {part}/); "
             f"give a run of daynight {train}"
         )
-    from huggingface_hub import snapshot_download
-
     with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+        return download(*name.partition("@")[::2], part)
+
+
+def download(repository: str, revision: str, part: str) -> Path:
+    """The folder in the Hub's cache of a model that lies in a repository, or in its subfolder `part`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for folder in ("", f"{part}/"):
+        try:
+            config = Path(hf_hub_download(repository, f"{folder}config.json", revision=revision or None))
+        except EntryNotFoundError:
+            if folder:
+                raise
+            continue
+        # of the same commit, whatever is pushed in between
+        commit = (config.parents[1] if folder else config.parent).name
+        hf_hub_download(repository, f"{folder}model.safetensors", revision=commit)
+        return config.parent
 
 
 def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module:
@@ -128,8 +145,22 @@ def reach_hub(what: str, instead: str):
         # the Hub's client raises a dozen kinds, all of them subclasses; ours say ValueError itself
         if type(error) is ValueError:
             raise
-        reason = str(error).strip().splitlines()
-        raise InputError(f"{what} not to be had from the Hub ({reason[0] if reason else error}); {instead}") from error
+        raise InputError(f"{what} not to be had from the Hub ({reason_of(error)}); {instead}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why the Hub gave nothing, in words; its client's own begin with a status code or a Python type."""
+    from huggingface_hub import errors
+
+    reasons = (
+        (errors.GatedRepoError, "gated: ask for access on its page, then `hf auth login` or HF_TOKEN"),
+        (errors.RevisionNotFoundError, "no such revision"),
+        (errors.RepositoryNotFoundError, "no such repository, or a private one: `hf auth login` or HF_TOKEN"),
+        (errors.LocalEntryNotFoundError, "it cannot be reached, and nothing of it is in the cache"),
+        (errors.EntryNotFoundError, "the repository holds no such model"),
+    )
+    first = str(error).strip().splitlines()[:1]
+    return next((reason for kind, reason in reasons if isinstance(error, kind)), first[0] if first else repr(error))
 
 
 def pretrained(build, network: str, source: str, option: str, **settings) -> torch.nn.Module:

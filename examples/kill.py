@@ -38,6 +38,8 @@ COMMANDS = {
     "seg-train": "seg-train --ssl --rho 0.01,0.05 --day ../day --night ../night --translator darken --out out "
     f"--backbone test_resnet --backbone-weights random --head-width 8 {SMALL}",
     "translate": "translate --in ../day --model ../translate-train-model --out out",
+    "audit": "translate --in ../day --model ../translate-train-model --out out --audit ../seg-train-model "
+    "--audit-ignore",
     "predict": "predict --in ../night --model ../seg-train-model --out out",
     "eval": "eval --dataset ../day --split train --model ../seg-train-model --save out --json out/scores.json",
 }
@@ -109,7 +111,7 @@ def contents(out: Path) -> dict[str, object]:
                     file.metadata(),
                     {name: (x.dtype, x.shape, x.tobytes()) for name, x in load_file(path).items()},
                 )
-        elif path.name == "index.html":
+        elif path.suffix == ".html":
             content = re.sub(rb"<footer>.*?</footer>", b"", content)
         found[path.relative_to(out).as_posix()] = content
     return found

@@ -1,9 +1,13 @@
-"""Translation in tiles of the training crop's size."""
+"""Translation in tiles of the training crop's size; work beside the loop."""
+
+import threading
+import time
 
 import pytest
 import torch
 
-from daynight.inference import tiled
+from daynight.errors import Unreadable
+from daynight.inference import mapped, tiled
 
 
 class Seen(torch.nn.Module):
@@ -61,3 +65,49 @@ def test_tiles_see_the_statistics_of_a_crop():
     crops = norm(image[..., :8])
     assert (tiled(norm, image, (8, 8))[..., :4] - crops[..., :4]).abs().mean() < 0.2 * crops.abs().mean()
     assert (norm(image)[..., :4] - crops[..., :4]).abs().mean() > crops.abs().mean()
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_mapped_keeps_the_order_and_bounds_what_waits(threads):
+    taken, given = [], []
+
+    def items():
+        for i in range(40):
+            taken.append(i)
+            yield i
+
+    def slow_at_first(i):
+        time.sleep(0.02 if i % 3 == 0 else 0)
+        return i * i
+
+    for result in mapped(slow_at_first, items(), threads):
+        given.append(result)
+        assert len(taken) - len(given) <= 2 * threads
+    assert given == [i * i for i in range(40)]
+
+
+def test_mapped_works_beside_the_loop():
+    """Three meet at a barrier that none could pass alone."""
+    barrier = threading.Barrier(3, timeout=20)
+    assert sorted(mapped(lambda i: barrier.wait(), range(3), 3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("where", ["items", "function"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_mapped_gives_what_comes_before_a_file_that_is_unreadable(where, threads):
+    def items():
+        yield from range(5)
+        if where == "items":
+            raise Unreadable("5")
+        yield from range(5, 9)
+
+    def function(i):
+        if i == 5:
+            raise Unreadable("5")
+        return i
+
+    given = []
+    with pytest.raises(Unreadable, match="5"):
+        for result in mapped(function, items(), threads):
+            given.append(result)
+    assert given == [0, 1, 2, 3, 4]

@@ -87,7 +87,7 @@ def assert_intact(place, *checkpoints):
 
 @pytest.mark.parametrize(
     ("command", "kills"),
-    [("translate-train", 5), ("seg-train", 5), ("translate", 5), ("predict", 2), ("eval", 2)]
+    [("translate-train", 5), ("seg-train", 5), ("translate", 5), ("audit", 3), ("predict", 2), ("eval", 2)]
     + [pytest.param(command, 20, marks=pytest.mark.slow) for command in kill.COMMANDS],
 )
 def test_killed_at_any_moment(command, kills, streets, place):

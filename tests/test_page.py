@@ -15,7 +15,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daynight.page import PALETTE, Html, bars, curves, figure, heatmap, legend, page, section, strip, table
+from daynight.page import (
+    PALETTE,
+    Html,
+    bars,
+    beside,
+    curves,
+    figure,
+    heatmap,
+    legend,
+    linked,
+    page,
+    section,
+    strip,
+    table,
+)
 
 VOID = {"meta", "br", "img"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -79,6 +93,7 @@ def whole(name: str) -> str:
             bars([name, "sky"], {name: [1.5, None]}, name),
             heatmap(np.array([[3, 1, 0], [0, 0, 0]]), [name, "sky"], name),
             strip(name, figure(image, name), curves({name: [(0, 1.0), (1, 2.0)], "other": []}, name), name),
+            beside([linked("previews/1.png", (40, 20), name)], [name]),
         ),
     )
 
@@ -87,7 +102,7 @@ def test_a_page_refers_to_nothing_outside():
     html = whole("plain")
     assert not re.search(r"https?:|@import|url\(|<link|<iframe", html)
     targets = [e.get(key) for e in parse(html).iter() for key in ("src", "href", "srcset", "data") if e.get(key)]
-    assert targets and all(target.startswith(("#s", "data:image/")) for target in targets)
+    assert targets and all(target.startswith(("#s", "data:image/", "previews/")) for target in targets)
     policy = next(e for e in parse(html).iter("meta") if e.get("http-equiv") == "Content-Security-Policy")
     assert policy.get("content").startswith("default-src 'none'")
 

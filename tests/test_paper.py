@@ -208,7 +208,8 @@ def test_section_4_2(parse, ran):  # noqa: F811
     # ρ rises linearly from 0.5 to 0.9; the first 10,000 steps are without the SSL loss, then both losses are used
     assert numbers(ssl.rho) == (0.5, 0.9) and ssl.ssl_start * ssl.steps == 10_000
     rho = [0.5 + 0.4 * step / 9 for step in range(2, 10)]
-    assert runs["ssl"]["confidence_mask"] == pytest.approx([each for each in rho for _ in range(2)])
+    # what follows is the validation after the last step
+    assert runs["ssl"]["confidence_mask"][:16] == pytest.approx([each for each in rho for _ in range(2)])
     # a batch has day images, the same translated, and night images
     supervised, consistent = {"ce_day", "ce_fake_day"}, {"ssl_fake_unlabelled_day", "ssl_strong_night"}
     terms = [{name for name in line if name[:2] in ("ce", "ss")} for line in metrics(home / "runs/paper/ssl")]

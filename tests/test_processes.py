@@ -289,8 +289,8 @@ def tell():
     """Say on stderr what is written."""
     save = inference.save_image
 
-    def save_and_tell(image, path):
-        save(image, path)
+    def save_and_tell(image, path, *settings):
+        save(image, path, *settings)
         sys.stderr.write(f"{path}\n")  # in one piece: threads do it beside each other
 
     inference.save_image = save_and_tell
@@ -300,11 +300,11 @@ def die():
     """At the second image."""
     save, count = inference.save_image, []
 
-    def save_or_die(image, path):
+    def save_or_die(image, path, *settings):
         count.append(path)
         if len(count) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        save(image, path)
+        save(image, path, *settings)
 
     inference.save_image = save_or_die
 

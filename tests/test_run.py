@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -368,7 +369,7 @@ def test_a_run_holds_what_it_should(runs):
         assert checkpoints(root / kind) == ["checkpoint-0000006", "checkpoint-0000007"]
         for product in products:
             names = {path.name for path in (root / kind / product).iterdir()}
-            assert names == {"config.json", "model.safetensors"}
+            assert names == {"README.md", "config.json", "model.safetensors", "preview.png"}
         assert [line["step"] for line in metrics(root / kind)] == [3, 6, 7]
         record = json.loads((root / kind / "options.json").read_text())
         assert record["options"]["lr"] == 1e-3 and record["options"]["batch-size"] == 2
@@ -387,6 +388,23 @@ def test_eq_15_takes_part(kind, halves, runs):
         assert {key for key in line if key.startswith("ssl_")} == {f"ssl_{names[half]}" for half in halves}
         assert all(line[f"ssl_{names[half]}"] > 0 and line[f"mask_{names[half]}"] > 0.1 for half in halves)
     assert not [key for key in metrics(runs[0] / "supervised")[0] if key.startswith("ssl_")]
+
+
+def test_the_health_of_the_teacher_is_in_the_metrics(runs):
+    for line in metrics(runs[0] / "ssl"):
+        kinds = {kind: {} for kind in ("accepted", "learned", "predicted", "labelled")}
+        for name, value in line.items():
+            kind, slash, label = name.partition("/")
+            if slash and kind in kinds:
+                kinds[kind][label] = value
+        assert all(len(kinds[kind]) == 11 for kind in ("learned", "predicted", "labelled"))
+        assert all(sum(kinds[kind].values()) == pytest.approx(1) for kind in ("learned", "predicted", "labelled"))
+        # what is not predicted has no share that could be accepted
+        assert kinds["accepted"].keys() == {label for label, share in kinds["predicted"].items() if share}
+        for label, share in kinds["accepted"].items():
+            learned = kinds["learned"][label] * line["mask_strong_night"]
+            assert share * kinds["predicted"][label] == pytest.approx(learned, rel=1e-4)
+        assert 0 < line["entropy"] < 1
 
 
 def test_metrics_are_means_of_the_steps_since_the_last_line(data, runs, tmp_path):
@@ -521,6 +539,19 @@ def test_without_night_images_the_labels_of_day_suffice(data, tmp_path):
     # only day data are there
     train(seg_options(data, tmp_path / "run", night=["nowhere"], steps=1))
     assert (tmp_path / "run/teacher/model.safetensors").is_file()
+
+
+def test_the_page_loads_itself_again_while_the_run_goes_on(runs, tmp_path, monkeypatch):
+    _, made = runs
+    options, page = replace(made["ssl"], out=str(tmp_path / "run")), tmp_path / "run/index.html"
+    stop_after(monkeypatch, 4, kill, options)
+    assert "step 4 of 7" in page.read_text() and 'http-equiv="refresh"' in page.read_text()
+    stop_after(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT), options, SystemExit)
+    assert "step 5 of 7" in page.read_text() and 'http-equiv="refresh"' not in page.read_text()
+    train(options)
+    text = page.read_text()
+    assert "step 7 of 7" in text and 'http-equiv="refresh"' not in text and "Health of the teacher" in text
+    assert re.findall(r'src="(previews/[^"]+)"', text) == [f"previews/{step:07d}.png" for step in (7, 6, 4, 2)]
 
 
 def test_previews_are_pictures(runs):

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daynight.data.labels import CITYSCAPES, Classes, read_classes
@@ -105,6 +105,40 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
                 f"--night {image_set.name}: {shared:,} of its {_count(len(image_set.images), 'image')} are day images "
                 f"too (of {' or '.join(day.name for day in days)}); give a folder of night images"
             )
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` of `length` numbers, evenly spaced: neighbours in a video are nearly the same image."""
+    count = min(length, count)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def hold_out(image_set: ImageSet, data_root: Path, option: str, count: int, time: str, labelled: bool) -> ImageSet:
+    """At most `count` images to validate on, evenly spaced: of the val split; where a set that is trained on has none
+    (with labels, if `labelled`), of its own images a tenth at most, which `without` takes out of it."""
+    try:
+        found = load(image_set.name, data_root, option, splits=("val",), time=time, labelled=labelled)
+    except InputError:
+        found = None
+    if found is None or found.split != "val":
+        count = min(count, len(image_set.images) // 10)
+        found = replace(image_set, split="a tenth, not trained on")
+    return thinned(found, count)
+
+
+def without(image_set: ImageSet, others: Sequence[ImageSet]) -> ImageSet:
+    """The images of a set that are in none of the others."""
+    taken = {path for other in others for path in _real(other)}
+    return _only_images(image_set, [i for i, path in enumerate(_real(image_set)) if path not in taken])
+
+
+def thinned(image_set: ImageSet, count: int) -> ImageSet:
+    return _only_images(image_set, evenly(len(image_set.images), count))
+
+
+def _only_images(image_set: ImageSet, numbers: Sequence[int]) -> ImageSet:
+    images, labels = (tuple(paths[i] for i in numbers) for paths in (image_set.images, image_set.labels))
+    return replace(image_set, images=images, labels=labels)
 
 
 def _real(image_set: ImageSet) -> list[Path]:
@@ -227,6 +261,25 @@ def companions(root: Path) -> tuple[Path, ...]:
         top, ending = pattern.split("{}")
         files.update(path for path in walk(tree.root / top) if path.name.endswith(ending))
     return tuple(sorted(path for path in files if path.is_file()))
+
+
+def labels_of(root: Path) -> tuple[dict[Path, list[tuple[str, Path]]], Classes | None]:
+    """Every label file of each image of `image_files`, with its kind, those in colours left out; and their classes,
+    None where no image has one.
+
+    Raises InputError where classes.json is needed and cannot be read.
+    """
+    tree, found = locate(root), {}
+    for layout in parts_of(tree.layout):
+        for folder in splits_of(tree.root, layout).values():
+            images = sorted(images_in(folder))
+            for image, stem in zip(images, _stems(tree.root, layout, images), strict=True):
+                paths = [(kind, tree.root / pattern.format(stem)) for kind, pattern in _fitting(layout, None)]
+                found[image] = [(kind, path) for kind, path in paths if os.path.isfile(path)]
+    found = {image: files for image, files in found.items() if files}
+    if not found:
+        return {}, None
+    return found, read_classes(tree.root / "classes.json") if tree.layout == "folder" else CITYSCAPES
 
 
 def counterparts(images: Sequence[Path], root: Path, translated: Path) -> list[Path] | None:

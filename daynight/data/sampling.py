@@ -104,10 +104,13 @@ class LabelledPhotographs(Photographs):
         """The image, and its 1×H×W train ids (int64), 255 = ignore."""
         image = self.images[i]
         height, width = target_size(image.height, image.width, self.size)
-        kind, classes = self.image_set.label_kind, self.image_set.classes
-        label = read_label(self.image_set.labels[i], kind, classes, (image.height, image.width))
-        label = torch.from_numpy(resize_label(label, height, width).copy()).long()
-        return to_tensor(resize_image(image, height, width)), label[None]
+        label = self.label(i, height, width, (image.height, image.width))
+        return to_tensor(resize_image(image, height, width)), label
+
+    def label(self, i: int, height: int, width: int, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """1×height×width train ids (int64), 255 = ignore; `size`: the height and width that the file must have."""
+        label = read_label(self.image_set.labels[i], self.image_set.label_kind, self.image_set.classes, size)
+        return torch.from_numpy(resize_label(label, height, width).copy()).long()[None]
 
 
 class Skipped:

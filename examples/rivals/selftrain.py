@@ -80,7 +80,7 @@ def train(options: Options) -> None:
     student.train()
 
     loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers)
-    for step, batch in zip(run.steps(), loader, strict=False):
+    for step, batch in run.steps(loader):
         batch = {name: tensor.to(run.device) for name, tensor in batch.items()}
         labels, views = batch["labels"], [batch["day"], batch["fake_day"]]
         if step < options.ssl_start * run.total:
