@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import shutil
-from dataclasses import asdict
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from daynight.config import SegTrainOptions, TranslateTrainOptions
@@ -96,12 +96,13 @@ def listed(sets: dict[str, list[str]]) -> list[str]:
 
 def words(options, free: set[str]) -> str:
     """The options that are not the defaults, as typed."""
-    given, defaults, result = asdict(options), asdict(type(options)()), ""
-    for name, value in given.items():
-        if name in free or value == defaults[name]:
+    result = ""
+    for f in fields(options):
+        value, default = getattr(options, f.name), f.default if f.default_factory is MISSING else f.default_factory()
+        if f.name in free or value == default:
             continue
         for one in value if isinstance(value, list) else [value]:
-            result += f" --{name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
+            result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
     return result
 
 

@@ -181,6 +181,18 @@ class TrainingOptions(Options):
         option("--resume/--no-resume", OUTPUT, "Go on with the run in --out; --no-resume refuses to touch one."),
     ] = True
     save_every: Annotated[int, option("--save-every", OUTPUT, "Steps between checkpoints and previews.", min=1)] = 1000
+    cache: Annotated[
+        str | None,
+        option(
+            "--cache",
+            DATA,
+            "Keep images and labels, decoded and resized, in this folder: a mapped file where it fits, images else as "
+            "JPEG at quality 95; off: read anew every time; default: cache in --out.",
+        ),
+    ] = None
+    cache_limit: Annotated[
+        float, option("--cache-limit", DATA, "Gigabytes that the cache may take, and no more than is free.", min=0)
+    ] = 16.0
     skip_unreadable: Annotated[
         bool,
         option("--skip-unreadable", DATA, "Go on without images and labels that cannot be read; listed at the end."),

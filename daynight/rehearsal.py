@@ -63,12 +63,14 @@ def tell_disk(run) -> None:
         checkpoint, models = checkpoint + models, 2 * models
     previews = saves * sum(path.stat().st_size for path in run.folder.glob("previews/*"))
     lines = (run.folder / "metrics.jsonl").stat().st_size * -(-run.total // run.options.log_every)
-    whole = 3 * checkpoint + models + previews + lines
+    cache = run.cache.planned
+    whole = 3 * checkpoint + models + previews + lines + cache
     place = check_writable(Path(run.options.out))
     free = shutil.disk_usage(place).free
     say(
         f"disk        {gib(whole)}: two checkpoints of {gib(checkpoint)} and a third while it is written, "
-        f"models {gib(models)}, previews ({saves:,}) {gib(previews)}, metrics {gib(lines)}; free there: {gib(free)}"
+        f"models {gib(models)}, previews ({saves:,}) {gib(previews)}, metrics {gib(lines)}, "
+        f"cache {gib(cache)}; free there: {gib(free)}"
     )
     if free < whole:
         warn(f"--out {run.options.out}: {gib(whole)} are needed, {gib(free)} are free there")

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from daynight import __version__
 from daynight.card import write_card
 from daynight.console import Meter, console, say, warn
+from daynight.data.cache import Cache
 from daynight.errors import InputError, RunError
 from daynight.files import Lock, is_free, replace, sync, write_json
 from daynight.processes import gathered, together
@@ -41,7 +42,7 @@ from daynight.weights import identity, save_model
 
 # what may differ between a run and its continuation
 FREE = {"config", "resume", "out", "debug", "data_root", "num_workers"}
-FREE |= {"save_every", "log_every", "log", "dry_run", "stall_minutes", "skip_unreadable"}
+FREE |= {"save_every", "log_every", "log", "dry_run", "stall_minutes", "skip_unreadable", "cache", "cache_limit"}
 
 BEFORE = {"validate_every": 0}  # what a run that began before the option was there has
 
@@ -200,6 +201,8 @@ class Run:
         self.parts, self.local_parts, self.products = {}, {}, {}
         self.values: dict[str, list] = {}
         self.page = Report(self.folder)
+        cache = None if options.dry_run else Path(options.cache or self.folder / "cache")
+        self.cache = Cache(cache, 0 if options.cache == "off" else 1e9 * options.cache_limit)
         self.alive: Callable[[], None] = lambda: None  # to be called within a long step
         self.try_validation: Callable[[], float] = lambda: 0.0  # the seconds that one will take
         set_seed(options.seed)

@@ -9,10 +9,11 @@ from daynight import losses
 from daynight.audit import ignoring
 from daynight.config import SegTrainOptions, numbers, pair
 from daynight.console import say
+from daynight.data.cache import Cache
 from daynight.data.headers import check_files
 from daynight.data.layouts import ImageSet, check_disjoint, counterparts, load, locate, missing, resolve, thinned
 from daynight.data.sampling import LabelledPhotographs, Photographs, Skipped, batches, choose, generator
-from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, to_image
+from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled, to_image
 from daynight.ema import EMA
 from daynight.errors import InputError
 from daynight.files import read_json
@@ -72,6 +73,7 @@ def train(options: SegTrainOptions) -> None:
     data = {name: " ".join(s.fingerprint() for s in some) for name, some in sets.items()}
     data |= {"translations": f"{how} {translator_identity(how, where)}"} | fingerprints(held)
     run.open(data | ({"--validate-on": labelled.fingerprint()} if labelled else {}), sets)
+    draw.keep_in(run.cache)
 
     student.to(run.device)
     teacher = EMA(student, options.ema_decay)
@@ -173,6 +175,17 @@ class Draw:
             sample["strong_night"] = self.darker(add_noise(strong, self.options.strong_noise, g), g)
         return sample
 
+    def keep_in(self, cache: Cache) -> None:
+        """Have each file decoded and resized once."""
+        for name, photographs in self.days.items():
+            photographs.keep_in(cache, f"--{name.replace('_', '-')}")
+        for name, photographs in self.translated.items():
+            photographs.keep_in(cache, f"translated --{name.replace('_', '-')}")
+        if self.audited:
+            self.audited.keep_labels_in(cache, "audited")
+        if len(self.nights):
+            self.nights.keep_in(cache, "--night")
+
     def made(self) -> list[Path]:
         """The translated images, and the labels beside them that are learned from."""
         images = [path for photographs in self.translated.values() for path in photographs.images.paths]
@@ -182,10 +195,9 @@ class Draw:
         """A crop of a day image: with its labels (of the labelled set) and its translation."""
         photographs = self.days[name]
         i, labels = choose(len(photographs), g), None
+        image = photographs.levels(i)
         if name == "day":
-            image, labels = photographs.labelled(i)
-        else:
-            image = photographs.image(i)
+            labels = photographs.label(i, *image.shape[1:])
         place = self.place(image, g)
         sample = {name: place(image)}
         if labels is not None:
@@ -195,7 +207,7 @@ class Draw:
         if self.options.translated and self.options.translator and torch.rand((), generator=g) < 0.5:
             how = self.options.translator
         if how == "folder":
-            fake = place(self.translated[name].image(i, tuple(image.shape[1:])))
+            fake = place(self.translated[name].levels(i, tuple(image.shape[1:])))
         elif how == "darken":
             fake = darken(sample[name], g)
         elif how == "fourier":
@@ -206,7 +218,7 @@ class Draw:
         if self.audited and name == "day":
             sample["fake_labels"] = sample["labels"]
             if how == "folder":
-                sample["fake_labels"] = place(self.audited.label(i, *image.shape[1:]), fill=255)[0]
+                sample["fake_labels"] = place(self.audited.label(i, *image.shape[1:], own_size=False), fill=255)[0]
         return sample
 
     def darker(self, image: torch.Tensor, g: torch.Generator) -> torch.Tensor:
@@ -214,17 +226,18 @@ class Draw:
         return darken(image, g) if self.options.darken and torch.rand((), generator=g) < self.options.darken else image
 
     def night(self, g: torch.Generator) -> torch.Tensor:
-        image = self.nights.image(choose(len(self.nights), g))
+        image = self.nights.levels(choose(len(self.nights), g))
         return self.place(image, g)(image)
 
     def place(self, image: torch.Tensor, g: torch.Generator):
-        """Draws a crop (and whether it is mirrored), to be cut from an image and from what belongs to it."""
+        """Draws a crop (and whether it is mirrored), to be cut from an image and, with `fill`, from its labels."""
         box = random_box(*image.shape[1:], self.crop, g)
         flip = self.options.flip and torch.rand((), generator=g) < 0.5
 
         def cut_there(tensor, fill=None):
             tensor = cut(tensor, box, self.crop, fill)
-            return tensor.flip(2) if flip else tensor
+            tensor = tensor.flip(2) if flip else tensor
+            return scaled(tensor) if fill is None else tensor.long()
 
         return cut_there
 

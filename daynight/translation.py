@@ -16,7 +16,7 @@ from daynight.data.headers import check_files
 from daynight.data.labels import Classes
 from daynight.data.layouts import check_disjoint, companions, image_files, labels_of, load, locate, resolve
 from daynight.data.sampling import Images, Photographs, Skipped, batches, choose, generator
-from daynight.data.transforms import cut, random_box, target_size
+from daynight.data.transforms import cut, random_box, scaled, target_size
 from daynight.ema import EMA
 from daynight.errors import InputError
 from daynight.files import replace
@@ -123,10 +123,12 @@ def train(options: TranslateTrainOptions) -> None:
 
     days = Photographs(day_set.images, options.size)
     nights = Photographs([path for s in night_sets for path in s.images], options.size)
+    days.keep_in(run.cache, "--day")
+    nights.keep_in(run.cache, "--night")
 
     def draw(g, step):
-        images = {"day": days.image(choose(len(days), g)), "night": nights.image(choose(len(nights), g))}
-        return {name: cut(x, random_box(*x.shape[1:], crop, g), crop) for name, x in images.items()}
+        images = {"day": days.levels(choose(len(days), g)), "night": nights.levels(choose(len(nights), g))}
+        return {name: scaled(cut(x, random_box(*x.shape[1:], crop, g), crop)) for name, x in images.items()}
 
     generators.to(run.device)
     averages = {name: EMA(model, options.ema_decay) for name, model in generators.named_children()}

@@ -59,19 +59,31 @@ def find_model(name: str, part: str, option: str) -> Path:
 
 def download(repository: str, revision: str, part: str) -> Path:
     """The folder in the Hub's cache of a model that lies in a repository, or in its subfolder `part`."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    offline = constants.HF_HUB_OFFLINE
     for folder in ("", f"{part}/"):
+        file = f"{folder}config.json"
         try:
-            config = Path(hf_hub_download(repository, f"{folder}config.json", revision=revision or None))
-        except EntryNotFoundError:
+            if not offline:
+                get_hf_file_metadata(hf_hub_url(repository, file, revision=revision or None))
+        except HfHubHTTPError as error:
+            if isinstance(error, EntryNotFoundError) and not folder:
+                continue
+            raise
+        # asked once: downloads try six times, and a mistyped path would be refused half a minute later
+        except Exception:
+            offline = True
+        try:
+            config = Path(hf_hub_download(repository, file, revision=revision or None, local_files_only=offline))
+        except LocalEntryNotFoundError:
             if folder:
                 raise
             continue
         # of the same commit, whatever is pushed in between
         commit = (config.parents[1] if folder else config.parent).name
-        hf_hub_download(repository, f"{folder}model.safetensors", revision=commit)
+        hf_hub_download(repository, f"{folder}model.safetensors", revision=commit, local_files_only=offline)
         return config.parent
 
 

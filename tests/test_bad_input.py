@@ -3,7 +3,6 @@ unusual, but not bad, which works."""
 
 import json
 import os
-import re
 import shutil
 import struct
 import tempfile

@@ -4,7 +4,6 @@ Options that make networks and trainings small come from the environment, so the
 """
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -43,7 +42,9 @@ def lines_of(text: str) -> list[str]:
 
 
 def is_command(line: str) -> bool:
-    return bool(re.match(r"(daynight|accelerate|torchrun|python3?|pip|unzip|for|sbatch|source|\$VENV|ruff|[A-Z_]+=)\b", line))
+    return bool(
+        re.match(r"(daynight|accelerate|torchrun|python3?|pip|unzip|for|sbatch|source|\$VENV|ruff|[A-Z_]+=)\b", line)
+    )
 
 
 def make_home(home: Path) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from daynight import inference
 from daynight.files import Lock
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -177,10 +178,20 @@ def test_a_second_sigint_ends_at_once_and_a_second_sigterm_waits(undisturbed, pl
     assert end("seg-train", place) == undisturbed("seg-train")
 
 
+def translate_slowly():
+    save = inference.save_image
+
+    def save_slowly(*image):
+        time.sleep(0.3)
+        save(*image)
+
+    inference.save_image = save_slowly
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_translation_between_images(number, undisturbed, place):
-    child = start("translate", place)
-    until(lambda: len(list(place.glob("out/images/train/0*.png"))) > 2, child)
+    child = start("translate", place, first=translate_slowly)
+    until(lambda: list(place.glob("out/images/train/0*.png")), child)
     os.kill(child.pid, number)
     child.join(60)
     assert child.exitcode == 128 + number

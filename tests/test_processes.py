@@ -27,7 +27,6 @@ from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
 from test_evaluation import CLASSES, draw_model
 
 from daynight import cli, inference
-from daynight.data import sampling
 from daynight.models.generator import Generator
 from daynight.run import Run
 from daynight.weights import save_model
@@ -128,8 +127,6 @@ def free_port():
 
 def in_float64():
     """A GAN of this size makes any rounding of float32 large in a few steps."""
-    to_tensor = sampling.to_tensor
-    sampling.to_tensor = lambda image: to_tensor(image).double()
     torch.Tensor.float = torch.Tensor.double
     torch.set_default_dtype(torch.float64)
 

@@ -15,9 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from daynight.console import say, warn
+from daynight.data.cache import Cache
 from daynight.data.labels import read_label
 from daynight.data.layouts import ImageSet
-from daynight.data.transforms import resize_image, resize_label, target_size, to_tensor
+from daynight.data.transforms import resize_image, resize_label, scaled, target_size
 from daynight.errors import Unreadable
 
 # of damaged metadata, and of sizes that a camera may well have: whatever cannot be read raises an error besides
@@ -82,15 +83,32 @@ class Photographs:
     """Images at `size`, as tensors: what trainings draw from."""
 
     def __init__(self, paths: Sequence[Path], size: str):
-        self.images, self.size = Images(paths), size
+        self.images, self.size, self.kept = Images(paths), size, None
+        self.file_sizes = {}  # height and width of the files that were read
 
     def __len__(self):
         return len(self.images)
 
+    def keep_in(self, cache: Cache, name: str) -> None:
+        """Have each file decoded and resized once; the cache says what it keeps of them."""
+        self.kept = cache.add(name, self.images.paths, self.size, 3)
+
+    def levels(self, i: int, shape: tuple[int, int] | None = None) -> torch.Tensor:
+        """3×H×W of 0 to 255 (uint8), of `shape` where it is given, else as `size` says."""
+
+        def make() -> np.ndarray:
+            image = self.images[i]
+            self.file_sizes[i] = image.height, image.width
+            return np.array(resize_image(image, *(shape or target_size(image.height, image.width, self.size))))
+
+        array = self.kept(i, make) if self.kept else make()
+        if shape and array.shape[:2] != tuple(shape):
+            array = make()  # it is kept at another size
+        return torch.from_numpy(array).permute(2, 0, 1)
+
     def image(self, i: int, shape: tuple[int, int] | None = None) -> torch.Tensor:
-        """3×H×W in [-1, 1], of `shape` where it is given, else as `size` says."""
-        image = self.images[i]
-        return to_tensor(resize_image(image, *(shape or target_size(image.height, image.width, self.size))))
+        """The same, in [-1, 1] (float32)."""
+        return scaled(self.levels(i, shape))
 
 
 class LabelledPhotographs(Photographs):
@@ -98,19 +116,37 @@ class LabelledPhotographs(Photographs):
 
     def __init__(self, image_set: ImageSet, size: str):
         super().__init__(image_set.images, size)
-        self.image_set = image_set
+        self.image_set, self.kept_labels = image_set, None
+
+    def keep_in(self, cache: Cache, name: str) -> None:
+        super().keep_in(cache, name)
+        self.keep_labels_in(cache, name)
+
+    def keep_labels_in(self, cache: Cache, name: str) -> None:
+        made_of = f"{self.image_set.label_kind} {self.image_set.classes}"
+        self.kept_labels = cache.add(f"{name} labels", self.image_set.labels, self.size, 1, made_of)
 
     def labelled(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image, and its 1×H×W train ids (int64), 255 = ignore."""
-        image = self.images[i]
-        height, width = target_size(image.height, image.width, self.size)
-        label = self.label(i, height, width, (image.height, image.width))
-        return to_tensor(resize_image(image, height, width)), label
+        """The image in [-1, 1], and its 1×H×W train ids (int64), 255 = ignore."""
+        image = self.image(i)
+        return image, self.label(i, *image.shape[1:]).long()
 
-    def label(self, i: int, height: int, width: int, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """1×height×width train ids (int64), 255 = ignore; `size`: the height and width that the file must have."""
-        label = read_label(self.image_set.labels[i], self.image_set.label_kind, self.image_set.classes, size)
-        return torch.from_numpy(resize_label(label, height, width).copy()).long()[None]
+    def label(self, i: int, height: int, width: int, own_size: bool = True) -> torch.Tensor:
+        """1×height×width train ids (uint8), 255 = ignore; `own_size`: the file must be as large as its image's."""
+
+        def make() -> np.ndarray:
+            if own_size and i not in self.file_sizes:
+                image = self.images[i]
+                self.file_sizes[i] = image.height, image.width
+            path, size = self.image_set.labels[i], self.file_sizes[i] if own_size else None
+            return resize_label(
+                read_label(path, self.image_set.label_kind, self.image_set.classes, size), height, width
+            )
+
+        array = self.kept_labels(i, make) if self.kept_labels else make()
+        if array.shape != (height, width):
+            array = make()
+        return torch.from_numpy(np.require(array, requirements="W"))[None]
 
 
 class Skipped:

@@ -32,7 +32,12 @@ def resize_label(label: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """RGB image → 3×H×W float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    return scaled(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
+def scaled(levels: torch.Tensor) -> torch.Tensor:
+    """0 to 255 (uint8) → float32 in [-1, 1]."""
+    return levels.float() / 127.5 - 1
 
 
 def to_image(tensor: torch.Tensor) -> Image.Image:
@@ -57,7 +62,11 @@ def cut(tensor: torch.Tensor, box: tuple[int, int], crop: tuple[int, int], fill:
     padding = (0, crop[1] - tensor.shape[2], 0, crop[0] - tensor.shape[1])
     if not any(padding):
         return tensor
-    return F.pad(tensor, padding, value=fill) if fill is not None else F.pad(tensor, padding, mode="replicate")
+    if fill is not None:
+        return F.pad(tensor, padding, value=fill)
+    # as F.pad's "replicate", which takes no bytes
+    rows, columns = (torch.arange(n).clamp(max=there - 1) for n, there in zip(crop, tensor.shape[1:], strict=True))
+    return tensor[:, rows[:, None], columns]
 
 
 def add_noise(image: torch.Tensor, sigma: float, generator) -> torch.Tensor:
