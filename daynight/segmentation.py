@@ -26,9 +26,8 @@ from daynight.validation import Best, SegmentationValidation, fingerprints, held
 from daynight.weights import find_model, identity, load_model, pretrained
 
 
-def train(options: SegTrainOptions) -> None:
-    """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
-    root = Path(options.data_root)
+def check(options: SegTrainOptions) -> None:
+    """Raises `InputError` for options that contradict each other."""
     for name in ("translated", "translator"):
         if getattr(options, name) and options.train_on == "day":
             raise InputError(f"--{name}: with --train-on day nothing is translated; leave one of them out")
@@ -36,10 +35,13 @@ def train(options: SegTrainOptions) -> None:
         raise InputError("--translated and --translator: give one of them, or --translator darken or fourier beside it")
     if options.unlabelled_day and not options.ssl:
         raise InputError("--unlabelled-day: is for Eq. 15; give --ssl, or leave it out")
-    run = Run(options)
-    day_set = load(options.day, root, "--day", time="day", labelled=True)
     if options.keep_best == "labelled" and not options.validate_on:
         raise InputError("--keep-best labelled: is the mIoU on --validate-on; give --validate-on DATASET")
+
+
+def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSet | None]:
+    """Option → the sets to train on; the same of what is held out of them; the set of --validate-on. All are said."""
+    day_set = load(options.day, root, "--day", time="day", labelled=True)
     night_needed = options.ssl or options.translator == "fourier" or options.keep_best == "index"
     night_sets = [load(name, root, "--night", time="night") for name in options.night if night_needed]
     sets = {"--day": [day_set], "--night": night_sets, "--unlabelled-day": []}
@@ -52,8 +54,11 @@ def train(options: SegTrainOptions) -> None:
         for note in image_set.notes:
             say(f"  {note}")
     sets, held = held_out(options, sets, root, labelled=("--day",))
-    (day_set,), night_sets = sets["--day"], sets["--night"]
-    labelled = labelled_set(options, day_set, root)
+    return sets, held, labelled_set(options, sets["--day"][0], root)
+
+
+def materials(options: SegTrainOptions, day_set: ImageSet, root: Path) -> tuple[str, str | None, str | None]:
+    """What Eq. 12 is on, "day", "translated" or "both", and who translates: see `translation_source`. It is said."""
     train_on = options.train_on or ("both" if options.ssl or options.translated or options.translator else "day")
     how, where = translation_source(options, day_set, root) if train_on != "day" else (None, None)
     if options.darken and not how and not options.ssl:
@@ -62,14 +67,30 @@ def train(options: SegTrainOptions) -> None:
         raise InputError(f"--darken: translate --day with {where} first (daynight translate), or leave it out")
     mixed = f" and {options.translator}" * bool(options.translated and options.translator)
     say(f"training on {train_on}" + f", translations from {where or how}{mixed}" * bool(how) + ", SSL" * options.ssl)
+    return train_on, how, where
+
+
+def rehearse_reading(options: SegTrainOptions, draw: "Draw", sets: dict, held: dict, labelled: ImageSet | None) -> None:
+    """Open every file that the run will read."""
+    with_labels = [*sets["--day"], *held.get("--day", []), *filter(None, [labelled])]
+    others = sets["--night"] + sets["--unlabelled-day"] + held.get("--night", [])
+    check_files(with_labels, others, draw.made(), options.skip_unreadable)
+
+
+def train(options: SegTrainOptions) -> None:
+    """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
+    root = Path(options.data_root)
+    check(options)
+    run = Run(options)
+    sets, held, labelled = read_sets(options, root)
+    day_set = sets["--day"][0]
+    train_on, how, where = materials(options, day_set, root)
     torch.manual_seed(options.seed)
     student = build_student(options, day_set)
     translator = load_model(where, "day2night", "--translator", Generator) if how == "run" else None
     draw = Draw(options, sets, how, where)
     if options.dry_run:
-        with_labels = [day_set, *held.get("--day", []), *filter(None, [labelled])]
-        others = night_sets + sets["--unlabelled-day"] + held.get("--night", [])
-        check_files(with_labels, others, draw.made(), options.skip_unreadable)
+        rehearse_reading(options, draw, sets, held, labelled)
     data = {name: " ".join(s.fingerprint() for s in some) for name, some in sets.items()}
     data |= {"translations": f"{how} {translator_identity(how, where)}"} | fingerprints(held)
     run.open(data | ({"--validate-on": labelled.fingerprint()} if labelled else {}), sets)

@@ -97,12 +97,8 @@ def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
         raise InputError(f"--feature-layer: {error}") from error
 
 
-def train(options: TranslateTrainOptions) -> None:
-    """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
-    root, crop = Path(options.data_root), pair(options.crop)
-    if min(crop) < 32:
-        raise InputError(f"--crop {options.crop}: the discriminator needs at least 32 pixels a side")
-    run = Run(options)
+def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
+    """Option → the sets to train on; the same of what is held out of them. All are said."""
     day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
     night_sets = [load(name, root, "--night", time="night") for name in options.night]
     check_disjoint([day_set], night_sets)
@@ -111,9 +107,19 @@ def train(options: TranslateTrainOptions) -> None:
         for note in image_set.notes:
             say(f"  {note}")
     sets, held = held_out(options, {"--day": [day_set], "--night": night_sets}, root)
-    (day_set,), night_sets = sets.values()
     if options.dry_run:
-        check_files([], [day_set, *night_sets, *sum(held.values(), [])], skip=options.skip_unreadable)
+        check_files([], [*sum(sets.values(), []), *sum(held.values(), [])], skip=options.skip_unreadable)
+    return sets, held
+
+
+def train(options: TranslateTrainOptions) -> None:
+    """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
+    root, crop = Path(options.data_root), pair(options.crop)
+    if min(crop) < 32:
+        raise InputError(f"--crop {options.crop}: the discriminator needs at least 32 pixels a side")
+    run = Run(options)
+    sets, held = read_sets(options, root)
+    (day_set,), night_sets = sets.values()
     features = feature_network(options) if options.lambda_feature else None
     judge, judged_by = load_judge(options)
     torch.manual_seed(options.seed)
