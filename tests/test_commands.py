@@ -91,7 +91,15 @@ def entries(path):
 
 def check_run(run, steps, models):
     names = {path.name for path in run.iterdir()} - {".lock", "best"}
-    assert names == {"options.json", "metrics.jsonl", "index.html", "previews", f"checkpoint-{steps:07d}", *models}
+    assert names == {
+        "options.json",
+        "metrics.jsonl",
+        "index.html",
+        "previews",
+        "cache",
+        f"checkpoint-{steps:07d}",
+        *models,
+    }
     for model in models:
         names = [path.as_posix() for path in files(run / model)]
         assert names == ["README.md", "config.json", "model.safetensors", "preview.png"]
