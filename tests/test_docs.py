@@ -26,6 +26,7 @@ ELSEWHERE = {
     "python examples/video.py": "tests/test_video.py",
     "python examples/convert_cyclegan.py": "tests/test_convert_cyclegan.py",
     "python examples/kill.py": "tests/test_kill.py",
+    "python examples/benchmark.py": "tests/test_benchmark.py",
     "python -m pytest": "this",
     "ruff": "no test",
 }

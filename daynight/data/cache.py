@@ -134,7 +134,7 @@ class Jpegs:
     def __call__(self, i: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         try:
             with Image.open(self.files[i]) as image:
-                return np.asarray(image)
+                return np.array(image)
         # not there, or whatever Pillow makes of a damaged file
         except Exception:
             content = io.BytesIO()
@@ -144,4 +144,4 @@ class Jpegs:
         except OSError as error:
             warn(f"{self.files[i]}: {error.strerror}")
         with Image.open(content) as image:
-            return np.asarray(image)
+            return np.array(image)

@@ -1,0 +1,805 @@
+"""daynight beside plain forms of what its peers run: times, arithmetic, and the share of what this machine can do.
+
+    OMP_NUM_THREADS=1 taskset -c 0 python examples/benchmark.py [--quick] [--rows ROW …] [--json FILE]
+
+Variants run in turns in one process (A B C A B C …); times are medians, ratios are medians over rounds; where others
+use the machine too, the ratio in CPU time says more. FLOPs are those that torch.utils.flop_counter counts, two a
+multiplication, of convolutions and matrix products; the roof is the fastest convolution found here in the same
+precision. bf16 is left out where the machine has no fast bf16, unless --precision asks for it. With a GPU it runs
+there. --quick: 128×128, small images, few rounds: whether it works, not figures to quote.
+
+The references ("plain") are written here after what the peers do: the original CycleGAN's step, one forward a view, PIL
+in a loop, cityscapesScripts' matrix in Python. Before anything is timed each is compared with ours on the same weights.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from daynight import inference, losses
+from daynight.config import SegTrainOptions, TranslateTrainOptions, numbers
+from daynight.console import say, show
+from daynight.data.cache import Cache
+from daynight.data.sampling import Images, Photographs, generator, scaled
+from daynight.data.transforms import cut, random_box, to_tensor
+from daynight.ema import EMA
+from daynight.files import write_json
+from daynight.metrics import confusion_matrix
+from daynight.models.deeplab import DeepLabV2
+from daynight.models.generator import Generator, init
+from daynight.models.perceptual import FeatureNetwork
+from daynight.run import ramp
+from daynight.translation import Discriminators, Generators, History
+from daynight.weights import save_model
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+CLASSES = [(f"class {i}", (i, i, i)) for i in range(19)]
+# the kept part of a command, without its imports; VmHWM, as ru_maxrss of a child begins with its parent's
+COMMAND = """
+import json, resource, sys, time
+from daynight import cli, evaluation, translation
+began = time.monotonic()
+try:
+    cli.main()
+finally:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+    except OSError:
+        pass
+    print(json.dumps({"seconds": time.monotonic() - began, "peak": peak / 1024}), file=open("measured.json", "w"))
+"""
+
+
+@dataclass
+class Variant:
+    """`run` does `items` pieces of the work; `goal`: how many times as fast as the reference it must be, at least."""
+
+    name: str
+    run: Callable[[], object]
+    precision: str = "no"
+    items: int = 1
+    goal: float | None = None
+
+
+@dataclass
+class Row:
+    """The first variant is the reference; a round runs each once."""
+
+    work: str
+    against: str
+    variants: list[Variant]
+
+
+class PlainResidual(nn.Sequential):
+    def __init__(self, channels: int):
+        half = lambda: [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels)]  # noqa: E731
+        super().__init__(*half(), nn.ReLU(True), *half())
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def plain_generator(width: int, blocks: int) -> nn.Sequential:
+    """The original CycleGAN's: transposed convolutions, a bias everywhere, instance norm as a layer of its own."""
+    normed = lambda conv: [conv, nn.InstanceNorm2d(conv.out_channels), nn.ReLU(True)]  # noqa: E731
+    layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(3, width, 7))]
+    for c in (width, 2 * width):
+        layers += normed(nn.Conv2d(c, 2 * c, 3, stride=2, padding=1))
+    layers += [PlainResidual(4 * width) for _ in range(blocks)]
+    for c in (4 * width, 2 * width):
+        layers += normed(nn.ConvTranspose2d(c, c // 2, 3, stride=2, padding=1, output_padding=1))
+    return nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, 3, 7), nn.Tanh()).apply(init)
+
+
+def plain_discriminator(width: int) -> nn.Sequential:
+    layers = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
+    for c, stride in ((width, 2), (2 * width, 2), (4 * width, 1)):
+        layers += [nn.Conv2d(c, 2 * c, 4, stride, padding=1), nn.InstanceNorm2d(2 * c), nn.LeakyReLU(0.2, True)]
+    return nn.Sequential(*layers, nn.Conv2d(8 * width, 1, 4, padding=1)).apply(init)
+
+
+@torch.no_grad()
+def copy_weights(ours: nn.Module, plain: nn.Module) -> None:
+    """Convolution by convolution; a bias that ours has not is 0."""
+    pairs = [[m for m in x.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)] for x in (ours, plain)]
+    for a, b in zip(*pairs, strict=True):
+        b.weight.copy_(a.weight)
+        b.bias.copy_(torch.zeros_like(b.bias) if a.bias is None else a.bias)
+
+
+class PlainTranslator:
+    """A step of the original CycleGAN with least squares. `identity`: λ of its identity loss, relative to the cycle's;
+    with `features`, Eq. 10 as one writes it at first: a pass for every image, nothing shared."""
+
+    def __init__(self, features: FeatureNetwork | None, identity: float, device, width: int, blocks: int):
+        self.day2night, self.night2day = (plain_generator(width, blocks).to(device) for _ in range(2))
+        self.day, self.night = (plain_discriminator(width).to(device) for _ in range(2))
+        self.features, self.identity, self.pools = features, identity, ([], [])
+        of = lambda *models: [w for m in models for w in m.parameters()]  # noqa: E731
+        self.optimizer_g = torch.optim.Adam(of(self.day2night, self.night2day), lr=2e-4, betas=(0.5, 0.999))
+        self.optimizer_d = torch.optim.Adam(of(self.day, self.night), lr=2e-4, betas=(0.5, 0.999))
+
+    def activations(self, images):
+        network, last = self.features, int(self.features.layers[0].split(".")[1])
+        x = (images * 0.5 + 0.5 - network.mean) / network.std
+        for layer in network.network.features[: last + 1]:
+            x = layer.forward(x)  # without the hooks of ours
+        return x
+
+    def feature_loss(self, real, fake):
+        return F.mse_loss(self.activations(fake), self.activations(real)) / self.features.norm.scales[0]
+
+    def from_pool(self, pool: list, fakes):
+        shown = []
+        for fake in fakes.detach():
+            if len(pool) < 50:
+                pool.append(fake)
+            elif random.random() > 0.5:
+                i = random.randrange(50)
+                fake, pool[i] = pool[i], fake
+            shown.append(fake)
+        return torch.stack(shown)
+
+    def __call__(self, day, night) -> dict[str, torch.Tensor]:
+        against = lambda logits, value: F.mse_loss(logits, torch.full_like(logits, value))  # noqa: E731
+        fake_night, fake_day = self.day2night(day), self.night2day(night)
+        cycle_day, cycle_night = self.night2day(fake_night), self.day2night(fake_day)
+        for model in (self.day, self.night):
+            model.requires_grad_(False)
+        terms = {
+            "gan_night": against(self.night(fake_night), 1.0),
+            "gan_day": against(self.day(fake_day), 1.0),
+            "cycle_day": 10 * F.l1_loss(cycle_day, day),
+            "cycle_night": 10 * F.l1_loss(cycle_night, night),
+        }
+        if self.identity:
+            terms["identity_night"] = 10 * self.identity * F.l1_loss(self.day2night(night), night)
+            terms["identity_day"] = 10 * self.identity * F.l1_loss(self.night2day(day), day)
+        if self.features:
+            terms["feature_day"] = self.feature_loss(day, fake_night)
+            terms["feature_night"] = self.feature_loss(night, fake_day)
+        self.optimizer_g.zero_grad()
+        sum(terms.values()).backward()
+        self.optimizer_g.step()
+
+        self.optimizer_d.zero_grad()
+        pairs = (("d_day", self.day, day, fake_day, 0), ("d_night", self.night, night, fake_night, 1))
+        for name, model, real, fake, number in pairs:
+            model.requires_grad_(True)
+            shown = self.from_pool(self.pools[number], fake)
+            terms[name] = (against(model(real), 1.0) + against(model(shown), 0.0)) / 2
+            terms[name].backward()
+        self.optimizer_d.step()
+        return terms
+
+
+class OurTranslator:
+    """What `daynight.translation.train` does in a step, of its own parts."""
+
+    def __init__(
+        self,
+        features: FeatureNetwork | None,
+        precision: str,
+        device,
+        width: int,
+        blocks: int,
+        upsample="bilinear",
+        gan="bce",
+    ):
+        self.options = TranslateTrainOptions(gan=gan)
+        self.features, self.autocast = features, autocast(device, precision)
+        self.generators = Generators(*(Generator(blocks, width, upsample) for _ in range(2))).to(device)
+        self.discriminators = Discriminators(width).to(device)
+        self.averages = {n: EMA(m, self.options.ema_decay) for n, m in self.generators.named_children()}
+        adam = dict(lr=self.options.lr, betas=(0.5, 0.999), fused=True)
+        self.optimizer_g = torch.optim.Adam(self.generators.parameters(), **adam)
+        self.optimizer_d = torch.optim.Adam(self.discriminators.parameters(), **adam)
+        self.history = {name: History(self.options.history) for name in ("day", "night")}
+        self.step = 0
+
+    def update(self, loss, optimizer, models) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        for model in models:
+            nn.utils.clip_grad_norm_(model.parameters(), self.options.clip)
+        optimizer.step()
+
+    def __call__(self, day, night) -> dict[str, torch.Tensor]:
+        options, features, discriminators = self.options, self.features, self.discriminators
+        discriminators.requires_grad_(False)
+        with self.autocast():
+            fake_night, fake_day, cycle_day, cycle_night = self.generators(day, night)
+            terms = {
+                "gan_night": losses.adversarial_generator(discriminators.night(fake_night), options.gan),
+                "gan_day": losses.adversarial_generator(discriminators.day(fake_day), options.gan),
+                "cycle_day": options.lambda_cyc * losses.cycle(day, cycle_day),
+                "cycle_night": options.lambda_cyc * losses.cycle(night, cycle_night),
+            }
+            if features:
+                scales = features.norm.scales
+                terms["feature_day"] = losses.feature(features(day), features(fake_night), scales)
+                terms["feature_night"] = losses.feature(features(night), features(fake_day), scales)
+        self.update(sum(terms.values()), self.optimizer_g, self.generators.children())
+
+        discriminators.requires_grad_(True)
+        draws = [generator(0, self.step, f"history {slot}") for slot in range(len(day))]
+        shown_day, shown_night = (
+            self.history[n].exchange(x, draws) for n, x in (("day", fake_day), ("night", fake_night))
+        )
+        with self.autocast():
+            real_day, real_night, false_day, false_night = discriminators(day, night, shown_day, shown_night)
+        terms["d_night"] = losses.adversarial_discriminator(real_night, false_night, options.gan)
+        terms["d_day"] = losses.adversarial_discriminator(real_day, false_day, options.gan)
+        self.update(terms["d_night"] + terms["d_day"], self.optimizer_d, discriminators.children())
+        for name, average in self.averages.items():
+            average.update(getattr(self.generators, name), self.step)
+        self.step += 1
+        return terms
+
+
+class Segmentation:
+    """What both steps with Eq. 15 begin with: the same student, and where they are in the ramps."""
+
+    def __init__(self, student: DeepLabV2, precision: str, device):
+        self.student, self.autocast = deepcopy(student).train().to(device), autocast(device, precision)
+        self.options, self.device, self.step = SegTrainOptions(), device, 40_000
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=self.options.lr, fused=self.ours)
+        self.average = EMA(self.student, self.options.ema_decay)
+
+    ours = True
+
+    def dropout(self, view: str, size: int) -> list[torch.Generator]:
+        return [generator(0, self.step, f"dropout {view} {slot}", self.device) for slot in range(size)]
+
+    def ramps(self) -> tuple[float, float]:
+        options = self.options
+        return tuple(ramp(self.step, options.steps, *numbers(x)) for x in (options.rho, options.lambda_ssl))
+
+    def __call__(self, batch: dict) -> dict[str, torch.Tensor]:
+        rho, weight = self.ramps()
+        terms = self.losses(batch, rho, weight)
+        self.optimizer.zero_grad()
+        sum(terms.values()).backward()
+        self.optimizer.step()
+        self.follow()
+        self.step += 1
+        return terms
+
+
+class OurSegmentation(Segmentation):
+    """What `daynight.segmentation.train` does in a step."""
+
+    def losses(self, batch, rho, weight):
+        size, noisy = len(batch["day"]), ("fake_day", "strong_night")
+        dropout = [g for name in noisy for g in self.dropout(name, size)]
+        with self.autocast():
+            views = torch.cat([batch["day"], batch["fake_day"], batch["strong_night"]])
+            logits, noisy_logits = self.student(views, clean=2 * size, dropout=dropout)
+            with torch.no_grad():
+                seen = torch.cat([batch["day"], batch["weak_night"]])
+                targets = self.average.model(seen).float().softmax(1).chunk(2)
+        terms = {
+            f"ce_{name}": losses.cross_entropy(x, batch["labels"])
+            for name, x in zip(("day", "fake_day"), logits.chunk(2), strict=True)
+        }
+        for name, x, target in zip(noisy, noisy_logits.chunk(2), targets, strict=True):
+            terms[f"ssl_{name}"] = weight * losses.consistency(target, x, losses.confidence_mask(target, rho))
+        return terms
+
+    def follow(self):
+        self.average.update(self.student, self.step)
+
+
+class PlainSegmentation(Segmentation):
+    """One forward a view, an optimiser and an average as they come."""
+
+    ours = False
+
+    def predict(self, model, images, dropout=()):
+        features = model.backbone((images * 0.5 + 0.5 - model.mean) / model.std)
+        features = features[-1] if isinstance(features, list) else features
+        logits = model.head.classify(model.head.dilated(features), dropout)
+        return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
+
+    def losses(self, batch, rho, weight):
+        terms = {}
+        for name in ("day", "fake_day"):
+            terms[f"ce_{name}"] = F.cross_entropy(
+                self.predict(self.student, batch[name]), batch["labels"], ignore_index=255
+            )
+        for name, seen in (("fake_day", "day"), ("strong_night", "weak_night")):
+            with torch.no_grad():
+                target = self.predict(self.average.model, batch[seen]).softmax(1)
+            mine = self.predict(self.student, batch[name], self.dropout(name, len(batch[name]))).softmax(1)
+            mask = target.max(1, keepdim=True).values >= rho
+            terms[f"ssl_{name}"] = weight * (mask * (target - mine) ** 2).mean()
+        return terms
+
+    @torch.no_grad()
+    def follow(self):
+        alpha = min(self.options.ema_decay, (1 + self.step) / (10 + self.step))
+        for mean, new in zip(self.average.model.parameters(), self.student.parameters(), strict=True):
+            mean.mul_(alpha).add_(new, alpha=1 - alpha)
+
+
+def plain_translate(model, paths: list[Path], out: Path, device) -> None:
+    """One image after another, PNG as Pillow writes it by default."""
+    out.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        for path in paths:
+            image = np.asarray(Image.open(path).convert("RGB"))
+            batch = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device).float() / 127.5 - 1
+            result = (model(batch)[0] * 127.5 + 127.5).round().clamp(0, 255).byte()
+            Image.fromarray(result.permute(1, 2, 0).cpu().numpy()).save(out / path.name)
+
+
+def our_translate(model, paths: list[Path], out: Path, machine) -> None:
+    """What `daynight translate --whole` does."""
+    threads = inference.reading_threads(None, machine)
+    with inference.Writer() as writer:
+        for i, _, image in inference.translate(model, Images(paths), "native", None, 1, machine, threads):
+            writer.save(image, out / paths[i].name)
+
+
+def plain_score(logits, labels: np.ndarray) -> np.ndarray:
+    """Interpolate, argmax, and the pixels of each pair of label and prediction as cityscapesScripts counts them without
+    its C extension."""
+    with torch.no_grad():
+        whole = F.interpolate(logits, labels.shape, mode="bilinear", align_corners=False)
+        predictions = whole.argmax(1)[0].cpu().numpy()
+    matrix = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
+    pairs, pixels = np.unique(labels.astype(np.int32) * 256 + predictions.astype(np.int32), return_counts=True)
+    for pair, count in zip(pairs, pixels, strict=True):
+        label, prediction = divmod(int(pair), 256)
+        if label != 255:
+            matrix[label][prediction] += int(count)
+    return matrix
+
+
+def our_score(logits, image: Image.Image, labels: np.ndarray, machine) -> torch.Tensor:
+    """What `daynight eval` does with the logits of a network."""
+    ((_, _, predictions, _),) = inference.segment(lambda _: logits, [image], "1x1", 1, machine, 0)
+    return confusion_matrix(torch.from_numpy(labels).to(predictions.device), predictions, len(CLASSES))
+
+
+def autocast(device, precision: str) -> Callable:
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def place(device, precision: str):
+    """What `inference` asks of an accelerator."""
+    return SimpleNamespace(device=device, autocast=autocast(device, precision))
+
+
+def drawn(size: tuple[int, int], seed: int) -> Image.Image:
+    """Smooth shapes and the noise of a sensor: as hard for PNG as a photograph."""
+    rng, (height, width) = np.random.default_rng(seed), size
+    smooth = Image.fromarray(rng.integers(0, 256, (max(2, height // 32), max(2, width // 32), 3), np.uint8))
+    levels = np.asarray(smooth.resize((width, height), Image.Resampling.BICUBIC)) + rng.normal(0, 3, (height, width, 3))
+    return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+
+
+def images_in(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
+    folder.mkdir(parents=True)
+    paths = [folder / f"{i:05}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        drawn(size, i).save(path)
+    return paths
+
+
+def seconds_of(run: Callable, device) -> float:
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def roof(device, precision: str, repeats: int = 5) -> dict[str, float]:
+    """GFLOP/s of a product of two 2048×2048 matrices, and of the fastest of some convolutions, forwards."""
+    dtype, best = DTYPES[precision], lambda run: min(seconds_of(run, device) for _ in range(repeats))
+    with torch.no_grad():
+        a = torch.randn(2048, 2048, device=device).to(dtype)
+        rates = {"gemm": 2 * 2048**3 / best(lambda: a @ a) / 1e9, "conv": 0.0}
+        for channels, side in ((256, 64), (512, 32), (128, 128)):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                x = torch.randn(8 if device.type == "cuda" else 1, channels, side, side, device=device).to(dtype)
+                w = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
+                x, w = x.to(memory_format=layout), w.to(memory_format=layout)
+                flops = 2 * 9 * channels**2 * side**2 * len(x)
+                rates["conv"] = max(rates["conv"], flops / best(lambda x=x, w=w: F.conv2d(x, w, padding=1)) / 1e9)
+    return rates
+
+
+def fast_precisions(device) -> list[str]:
+    """float32, and bf16 where it is the faster of the two (a CPU without units for it is a hundred times slower)."""
+    times = []
+    for dtype in DTYPES.values():
+        x = torch.randn(1, 64, 32, 32, device=device).to(dtype)
+        w = torch.randn(64, 64, 3, 3, device=device).to(dtype)
+        times.append(min(seconds_of(lambda x=x, w=w: F.conv2d(x, w, padding=1), device) for _ in range(3)))
+    return ["no", "bf16"] if device.type == "cuda" or times[1] < times[0] else ["no"]
+
+
+def agree(what: str, plain, ours, tolerance: float = 1e-3) -> None:
+    """Ends the program where the reference does other work than ours: values of one key, or arrays."""
+    keys = plain.keys() & ours.keys() if isinstance(plain, dict) else ()
+    pairs = [(plain[k], ours[k]) for k in keys] if keys else [(plain, ours)]
+    pairs = [[torch.as_tensor(x).detach().double().cpu() for x in pair] for pair in pairs]
+    worst = max(float(((a - b).abs() / b.abs().clamp(min=1e-9)).max()) for a, b in pairs)
+    if not worst <= tolerance:
+        sys.exit(f"{what}: the reference and ours differ by {worst:.1e} of the value; they must do equal work")
+
+
+def translators(features, identity: float, device, width: int, blocks: int):
+    """Both steps, from one set of weights and with one form of upsampling and of the adversarial loss."""
+    plain = PlainTranslator(features, identity, device, width, blocks)
+    ours = OurTranslator(features, "no", device, width, blocks, "deconv", "lsgan")
+    for name in ("day2night", "night2day"):
+        copy_weights(getattr(ours.generators, name), getattr(plain, name))
+    for name in ("day", "night"):
+        copy_weights(getattr(ours.discriminators, name), getattr(plain, name))
+    return plain, ours
+
+
+def check_translator(features, device) -> None:
+    """The losses of a step and, after its updates, of the next; gradients stay below where ours clips."""
+    plain, ours = translators(features, 0, device, 8, 1)
+    ours.options.clip = float("inf")
+    day, night = torch.rand(2, 2, 3, 64, 64, device=device) * 2 - 1
+    for _ in range(2):
+        agree("translator step", plain(day, night), ours(day, night))
+
+
+def check_segmentation(student, device) -> None:
+    batch = views(2, 64, device)
+    plain, ours = (kind(student, "no", device) for kind in (PlainSegmentation, OurSegmentation))
+    for step in (plain, ours):
+        step.ramps = lambda: (0.0, 1.0)  # a network from random weights is sure of nothing
+    for _ in range(2):
+        agree("SSL step", plain(batch), ours(batch))
+
+
+def check_translate(folder: Path, device) -> None:
+    plain, ours = plain_generator(8, 1).to(device), Generator(1, 8, "deconv").to(device)
+    copy_weights(ours, plain)
+    paths = images_in(folder / "in", 2, (64, 96))
+    plain_translate(plain, paths, folder / "plain", device)
+    our_translate(ours, paths, folder / "ours", place(device, "no"))
+    for path in paths:
+        a, b = (np.asarray(Image.open(folder / name / path.name)).astype(int) for name in ("plain", "ours"))
+        agree("translate", np.abs(a - b).max() > 1, 0, 0)  # a level, where rounding falls otherwise
+
+
+def views(batch_size: int, side: int, device) -> dict[str, torch.Tensor]:
+    names = ("day", "fake_day", "weak_night", "strong_night")
+    batch = {name: torch.rand(batch_size, 3, side, side, device=device) * 2 - 1 for name in names}
+    return batch | {"labels": torch.randint(0, len(CLASSES), (batch_size, side, side), device=device)}
+
+
+def feature_network(device) -> FeatureNetwork:
+    return FeatureNetwork(pretrained=False).to(device)  # random weights take as long
+
+
+def translator_row(with_features: bool, given, device, precisions) -> Row:
+    side, size = (128 if given.quick else 256), given.small or (64, 9)
+    features = feature_network(device) if with_features else None
+    check_translator(features, device)
+    day, night = torch.rand(2, 1, 3, side, side, device=device) * 2 - 1
+    plain = PlainTranslator(features, 0 if with_features else 0.5, device, *size)
+    variants = [Variant("plain", lambda: plain(day, night))]
+    goals = {"no": 1.0, "bf16": 1.7} if with_features else {"bf16": 2.6}
+    for precision in precisions:
+        ours = OurTranslator(features, precision, device, *size)
+        goal = goals.get(precision) if device.type == "cpu" else 3 if with_features else 4
+        variants.append(Variant("ours", lambda ours=ours: ours(day, night), precision, goal=goal))
+    against = "original without identity loss + naive VGG loss" if with_features else "original with identity loss"
+    return Row(f"translator step {'with' if with_features else 'without'} feature loss, {side}²", against, variants)
+
+
+def segmentation_row(given, device, precisions) -> Row:
+    side, size = (128 if given.quick else 256), (1 if given.quick or device.type == "cpu" else 8)
+    small = {"backbone": "test_resnet", "hidden": 8} if given.small else {}
+    student = DeepLabV2(*zip(*CLASSES, strict=True), **small, pretrained=False)
+    check_segmentation(
+        student if given.small else DeepLabV2(*zip(*CLASSES, strict=True), "test_resnet", hidden=8), device
+    )
+    batch, plain = views(size, side, device), PlainSegmentation(student, "no", device)
+    variants = [Variant("plain", lambda: plain(batch))]
+    for precision in precisions:
+        ours = OurSegmentation(student, precision, device)
+        goal = {"no": 1.18, "bf16": 2.5}[precision] if device.type == "cpu" else 2.5
+        variants.append(Variant("ours", lambda ours=ours: ours(batch), precision, goal=goal))
+    return Row(f"SSL step, batch {size}, {side}²", "one forward a view", variants)
+
+
+def translate_row(given, device, precisions, folder: Path) -> Row:
+    size, count = ((128, 256), 4) if given.quick else ((512, 1024), 2 if device.type == "cpu" else 64)
+    width, blocks = given.small or (64, 9)
+    check_translate(folder / "check", device)
+    paths = images_in(folder / "in", count, size)
+    plain = plain_generator(width, blocks).to(device)
+    variants = [Variant("plain", lambda: plain_translate(plain, paths, folder / "plain", device), items=count)]
+    ours = Generator(blocks, width).to(device)
+    for precision in precisions:
+        machine = place(device, precision)
+        run = lambda machine=machine: our_translate(ours, paths, folder / "ours", machine)  # noqa: E731
+        goal = 20 if device.type == "cuda" else {"bf16": 2.4}.get(precision)
+        variants.append(Variant("ours", run, precision, count, goal))
+    return Row(f"translate {size[0]}×{size[1]}, end to end", "batch 1, serial, default PNG", variants)
+
+
+def scoring_row(given, device) -> Row:
+    height, width = (256, 512) if given.quick else (1024, 2048)
+    logits = torch.randn(1, len(CLASSES), height // 16, width // 16, device=device)
+    labels = np.random.default_rng(0).integers(0, 20, (height // 16, width // 16), np.uint8)
+    labels[labels == 19] = 255
+    labels = labels.repeat(16, 0).repeat(16, 1)
+    image, machine = Image.new("RGB", (width, height)), place(device, "no")
+    agree("scoring", plain_score(logits, labels), our_score(logits, image, labels, machine), 1e-4)
+    goal = 2 if device.type == "cpu" else 20
+    variants = [
+        Variant("plain", lambda: plain_score(logits, labels)),
+        Variant("ours", lambda: our_score(logits, image, labels, machine), goal=goal),
+    ]
+    return Row(f"scoring {width}×{height}, logits to matrix", "interpolate, argmax, Python matrix", variants)
+
+
+def loader_row(given, folder: Path) -> Row:
+    height, width, crop = (256, 512, 64) if given.quick else (1024, 2048, 256)
+    paths = images_in(folder / "in", 4, (height, width))
+    table = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder / "in"), split="train", cache_dir=str(folder / "hf")
+    )
+    size = f"{height // 2}x{width // 2}"
+
+    def plain(i: int, box: tuple[int, int]):
+        image = table[i % 4]["image"].convert("RGB").resize((width // 2, height // 2), Image.Resampling.BILINEAR)
+        return to_tensor(image.crop((box[1], box[0], box[1] + crop, box[0] + crop)))
+
+    def ours(photographs: Photographs) -> Callable:
+        return lambda i, box: scaled(cut(photographs.levels(i % 4), box, (crop, crop)))
+
+    ways, kinds = (
+        {"plain": plain},
+        (("ours, memory map", 1e12, 100), ("ours, JPEG", 0.9 * 4 * height * width * 3 / 4, 20)),
+    )
+    goals = {"plain": None}
+    for name, limit, goal in kinds:
+        photographs = Photographs(paths, size)
+        photographs.keep_in(Cache(folder / name, limit), "--day")
+        ways[name], goals[name] = ours(photographs), goal
+        for i in range(4):
+            close = 0.25 if name == "ours, JPEG" else 0
+            error = (ways[name](i, (8, 16)) - plain(i, (8, 16))).abs().mean()
+            agree(name, error > close, 0, 0)
+
+    def crops(way: Callable, count: int) -> None:
+        for i in range(count):
+            way(i, random_box(height // 2, width // 2, (crop, crop), generator(0, i, 0)))
+
+    counts = {"plain": 8, "ours, memory map": 400, "ours, JPEG": 40}
+    variants = [
+        Variant(name, lambda name=name, way=way: crops(way, counts[name]), "no", counts[name], goals[name])
+        for name, way in ways.items()
+    ]
+    return Row(f"loader, {crop} crop of a {width}×{height} set", "HF image folder, resize, crop", variants)
+
+
+def rows(given, device, precisions, folder: Path) -> dict[str, Callable[[], Row]]:
+    return {
+        "translator": lambda: translator_row(True, given, device, precisions),
+        "original": lambda: translator_row(False, given, device, precisions),
+        "ssl": lambda: segmentation_row(given, device, precisions),
+        "translate": lambda: translate_row(given, device, precisions, folder / "translate"),
+        "scoring": lambda: scoring_row(given, device),
+        "loader": lambda: loader_row(given, folder / "loader"),
+    }
+
+
+def measured(row: Row, rounds: int, device, roofs: dict, profiled: bool) -> dict:
+    """Times of an item in s, on the clock and of the CPU; GFLOP an item; GFLOP/s, also as a share of the roof."""
+    flops, shares = {}, {}
+    times, cpu = ({i: [] for i in range(len(row.variants))} for _ in range(2))
+    for i, variant in enumerate(row.variants):  # which warms up as well
+        with FlopCounterMode(display=False) as counter:
+            variant.run()
+        flops[i] = counter.get_total_flops() / variant.items / 1e9
+        if profiled:
+            shares[i] = profile_of(variant.run, device)
+    for _ in range(rounds):
+        for i, variant in enumerate(row.variants):
+            began = time.process_time()
+            times[i].append(seconds_of(variant.run, device) / variant.items)
+            cpu[i].append((time.process_time() - began) / variant.items)
+    entries = []
+    for i, variant in enumerate(row.variants):
+        seconds, ratios = statistics.median(times[i]), [a / b for a, b in zip(times[0], times[i], strict=True)]
+        rate = flops[i] / seconds
+        entries.append({
+            "variant": variant.name, "precision": variant.precision, "goal": variant.goal, "seconds": seconds,
+            "spread": [min(times[i]), max(times[i])], "ratio": statistics.median(ratios),
+            "ratio_spread": [min(ratios), max(ratios)], "cpu_seconds": statistics.median(cpu[i]),
+            "cpu_ratio": statistics.median(a / max(b, 1e-9) for a, b in zip(cpu[0], cpu[i], strict=True)),
+            "gflop": flops[i], "gflops": rate, "of_roof": rate / roofs[variant.precision]["conv"],
+        } | ({"profile": shares[i]} if profiled else {}))  # fmt: skip
+    return {"work": row.work, "against": row.against, "variants": entries}
+
+
+def profile_of(run: Callable, device) -> dict[str, float]:
+    """The share of each operator in the time, of those above 1 %."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        run()
+    kind = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = {event.key: getattr(event, kind) for event in profiler.key_averages()}
+    total = sum(times.values()) or 1
+    return {k: t / total for k, t in sorted(times.items(), key=lambda item: -item[1]) if t > 0.01 * total}
+
+
+def command(words: list[str], folder: Path) -> dict[str, float]:
+    """`seconds` without imports and `peak` MiB of a daynight command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stdout)
+    return json.loads((folder / "measured.json").read_text())
+
+
+def growth(given, folder: Path) -> list[dict]:
+    """Time and memory of `translate` and `eval` by number of (small, drawn) images."""
+    save_model(Generator(1, 4, size="native"), folder / "translator")
+    save_model(DeepLabV2(*zip(*CLASSES, strict=True), "test_resnet", hidden=8, size="native"), folder / "teacher")
+    images = [path.read_bytes() for path in images_in(folder / "drawn", 50, (64, 64))]
+    labels = folder / "label.png"
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 19).save(labels)
+    entries = []
+    for count in given.counts:
+        root = folder / f"set{count}"
+        for kind in ("images", "labels"):
+            (root / kind / "val").mkdir(parents=True)
+        write_json(root / "classes.json", [{"name": name, "color": color} for name, color in CLASSES])
+        for i in range(count):
+            (root / f"images/val/{i:05}.png").write_bytes(images[i % len(images)])
+            os.link(labels, root / f"labels/val/{i:05}.png")
+        lines = {
+            "translate": ["translate", "--in", root, "--model", "translator", "--out", f"out{count}", "--whole"],
+            "eval": ["eval", "--dataset", root, "--model", "teacher"],
+        }
+        for name, words in lines.items():
+            entries.append({"command": name, "images": count} | command([*map(str, words)], folder))
+    return entries
+
+
+def machine(device) -> dict:
+    """What the figures hang on."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return {
+        "cpu": name, "cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None, "torch": torch.__version__,
+        "load": os.getloadavg(),
+    }  # fmt: skip
+
+
+def in_words(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def table(result: dict) -> Table:
+    title = "QUICK: small, to see that it works" if result["quick"] else "Each beside its reference, in turns"
+    columns = (
+        "work",
+        "variant",
+        "precision",
+        "time (spread)",
+        "GFLOP",
+        "GFLOP/s",
+        "of the roof",
+        "× (spread)",
+        "× in CPU time",
+        "goal",
+    )
+    paper = Table(title=title)
+    for column in columns:
+        paper.add_column(column, justify="left" if column in columns[:3] else "right")
+    for row in result["rows"]:
+        for i, v in enumerate(row["variants"]):
+            low, high = map(in_words, v["spread"])
+            counted = (f"{v['gflop']:.4g}", f"{v['gflops']:.3g}", f"{v['of_roof']:.0%}") if v["gflop"] else ("",) * 3
+            ratio = f"{v['ratio']:.2f} ({v['ratio_spread'][0]:.2f}–{v['ratio_spread'][1]:.2f})" if i else ""
+            work = row["work"] if not i else f"against {row['against']}" if i == 1 else ""
+            paper.add_row(
+                work, v["variant"], v["precision"], f"{in_words(v['seconds'])} ({low}–{high})", *counted, ratio,
+                f"{v['cpu_ratio']:.2f}" if i else "",
+                f"≥ {v['goal']:g}" if v["goal"] else "", end_section=i == len(row["variants"]) - 1,
+            )  # fmt: skip
+    return paper
+
+
+def growth_table(entries: list[dict]) -> Table:
+    paper = Table(title="Growth: 64×64 images, small networks")
+    for column in ("command", "images", "s, without imports", "ms an image more", "peak MiB"):
+        paper.add_column(column, justify="left" if column == "command" else "right")
+    for name in dict.fromkeys(e["command"] for e in entries):
+        before = None
+        for e in (e for e in entries if e["command"] == name):
+            more = 1000 * (e["seconds"] - before["seconds"]) / (e["images"] - before["images"]) if before else None
+            paper.add_row(
+                name, f"{e['images']:,}", f"{e['seconds']:.2f}", f"{more:.2f}" if before else "", f"{e['peak']:.0f}"
+            )
+            before = e
+    return paper
+
+
+def main(words: list[str] | None = None) -> dict:
+    names = ("translator", "original", "ssl", "translate", "scoring", "loader", "growth")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rows", nargs="+", choices=names, default=names)
+    parser.add_argument("--precision", nargs="+", choices=DTYPES, help="of ours; default: those that are fast here")
+    parser.add_argument("--rounds", type=int, help="default: 3, with --quick 2")
+    parser.add_argument("--counts", type=int, nargs="+", help="images of growth; default: 10 1000 10000, quick: 10 300")
+    parser.add_argument("--small", type=int, nargs=2, metavar=("WIDTH", "BLOCKS"), help="networks of toy size, to test")
+    parser.add_argument("--profile", action="store_true", help="also the share of each operator, in --json")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(words)
+    given.rounds = given.rounds or (2 if given.quick else 3)
+    given.counts = given.counts or ([10, 300] if given.quick else [10, 1000, 10_000])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precisions = given.precision or fast_precisions(device)
+    torch.manual_seed(0)
+    result = {"machine": machine(device), "quick": given.quick, "rounds": given.rounds, "rows": [], "growth": []}
+    result["roof"] = {p: roof(device, p, 2 if given.small else 5) for p in dict.fromkeys(["no", *precisions])}
+    for precision, rates in result["roof"].items():
+        say(f"{precision}: GEMM 2048 {rates['gemm']:.0f} GFLOP/s, fastest convolution {rates['conv']:.0f}: the roof")
+    if "bf16" not in precisions:
+        say("bf16: not fast here; left out")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if "growth" in given.rows:
+            (folder / "growth").mkdir()
+            result["growth"] = growth(given, folder / "growth")
+        for name, build in rows(given, device, precisions, folder).items():
+            if name in given.rows:
+                say(f"{name} …")
+                result["rows"].append(measured(build(), given.rounds, device, result["roof"], given.profile))
+                if given.json:
+                    write_json(given.json, result)
+    if result["rows"]:
+        show(table(result))
+    if result["growth"]:
+        show(growth_table(result["growth"]))
+    if given.json:
+        write_json(given.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()
