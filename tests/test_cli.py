@@ -42,7 +42,7 @@ def daynight(line: str, cwd=None, **environment) -> Result:
         if cwd:
             patch.chdir(cwd)
         for name, value in environment.items():
-            patch.setenv(name, value)
+            patch.setenv(name, str(value))
         with pytest.raises(SystemExit) as end:
             cli.main()
     return Result(end.value.code or 0, out.getvalue(), err.getvalue())

@@ -179,6 +179,7 @@ def test_a_second_sigint_ends_at_once_and_a_second_sigterm_waits(undisturbed, pl
 
 
 def translate_slowly():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
     save = inference.save_image
 
     def save_slowly(*image):
