@@ -119,5 +119,5 @@ def test_growth(tmp_path, capsys):
     """Each in a process of its own, whose memory is not that of this one."""
     benchmark.main(["--rows", "growth", "--counts", "2", "4", "--json", str(tmp_path / "figures.json")])
     entries, shown = json.loads((tmp_path / "figures.json").read_text())["growth"], capsys.readouterr().out
-    assert [(e["command"], e["images"]) for e in entries] == [(n, k) for n in ("translate", "eval") for k in (2, 4)]
+    assert [(e["command"], e["images"]) for e in entries] == [(n, k) for k in (2, 4) for n in ("translate", "eval")]
     assert all(0 < e["seconds"] < 60 and 100 < e["peak"] < 4000 and f"{e['peak']:.0f}" in shown for e in entries)
