@@ -5,10 +5,11 @@ import os
 import re
 import shlex
 import shutil
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
-from daynight.config import SegTrainOptions, TranslateTrainOptions
+from daynight.config import SegTrainOptions, TranslateTrainOptions, default_of
+from daynight.console import number
 from daynight.files import read_json, replace
 
 CARD, PREVIEW = "README.md", "preview.png"
@@ -98,8 +99,8 @@ def words(options, free: set[str]) -> str:
     """The options that are not the defaults, as typed."""
     result = ""
     for f in fields(options):
-        value, default = getattr(options, f.name), f.default if f.default_factory is MISSING else f.default_factory()
-        if f.name in free or value == default:
+        value = getattr(options, f.name)
+        if f.name in free or value == default_of(f):
             continue
         for one in value if isinstance(value, list) else [value]:
             result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
@@ -185,7 +186,3 @@ def table(results: list[dict]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"

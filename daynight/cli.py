@@ -66,7 +66,7 @@ def signature(command: str, options: type) -> inspect.Signature:
         info.envvar, info.show_envvar = variables(command, spellings[f.name]), False
         if f.name == "config":
             info.is_eager, info.callback = True, read_config
-        default = f.default if f.default_factory is MISSING else f.default_factory()
+        default = config.default_of(f)
         default = inspect.Parameter.empty if default is MISSING else default
         annotation = Annotated[base, info]
         result.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))

@@ -6,7 +6,7 @@ files and `options.json` come from these fields.
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field
 from typing import Annotated, Literal
 
 import typer
@@ -142,6 +142,11 @@ BatchSize = Annotated[
 ]
 LearningRate = Annotated[float, option("--lr", OPTIMISATION, "Adam's learning rate (§4.2).", min=0, max=1)]
 EmaDecay = Annotated[float, option("--ema-decay", OPTIMISATION, "α of Eq. 13, at most.", min=0, max=1)]
+
+
+def default_of(f: Field):
+    """A field's default; dataclasses.MISSING where it has none."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,11 @@ def warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def number(value: float | None, form: str = ".1f") -> str:
+    """As in tables; "–" for what is not known."""
+    return "–" if value is None else f"{value:{form}}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: "45 s", "12 min", "3 h 20 min", "9 d 4 h"."""
     seconds = round(seconds)

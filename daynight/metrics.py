@@ -40,7 +40,7 @@ def accuracy(matrix) -> float:
 def mean_iou(matrix, rule: str = "present") -> float:
     """mIoU, 0 to 1, over: "present", the classes that occur in the labels (the paper); "official", those with
     TP+FP+FN > 0 (cityscapesScripts); "all", every class, an absent one counting 0. NaN where nothing is labelled."""
-    return float(_mean_iou(counts(matrix), rule))
+    return float(mean_iou_of(counts(matrix), rule))
 
 
 def bootstrap(of_images, rule: str = "present", samples: int = 1000, seed: int = 0):
@@ -55,7 +55,7 @@ def bootstrap(of_images, rule: str = "present", samples: int = 1000, seed: int =
     for _ in range(samples):
         drawn = torch.randint(images, (images,), generator=generator)
         sums.append(drawn.bincount(minlength=images).double() @ values)
-    return _mean_iou(torch.stack(sums).unflatten(1, of_images.shape[1:]), rule)
+    return mean_iou_of(torch.stack(sums).unflatten(1, of_images.shape[1:]), rule)
 
 
 def interval(values, level: float = 0.95) -> tuple[float, float]:
@@ -71,7 +71,7 @@ def _iou(counts):
     return hit / (labelled + predicted - hit)
 
 
-def _mean_iou(counts, rule: str):
+def mean_iou_of(counts, rule: str = "present"):
     """…×3×classes → …. The sum is the same by every rule; they differ in the number of classes it is divided by."""
     ious, occurs = _iou(counts), counts[..., 1, :] > 0
     if rule == "present":

@@ -11,8 +11,7 @@ from PIL import Image, ImageOps
 from daynight.config import pair
 from daynight.data.labels import Classes, colorize
 from daynight.data.sampling import to_rgb
-from daynight.data.transforms import resize_image, target_size, to_image, to_tensor
-from daynight.inference import logits_of, tiled
+from daynight.inference import logits_of, translate
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.weights import load_model
@@ -64,13 +63,10 @@ class Translator:
 
     def __init__(self, path: str, part: str, device: torch.device):
         self.model = load_model(path, part, "load_generator:", Generator).to(device)
-        self.device = device
+        self._place = SimpleNamespace(device=device, autocast=nullcontext)
 
     def __call__(self, image: Image.Image, whole: bool = False) -> Image.Image:
         """An RGB image of the same size. `whole`: not in tiles of the training crop's size that overlap by half."""
-        image, crop = upright(image), self.model.config["crop"]
-        size = target_size(image.height, image.width, self.model.config["size"])
-        with torch.inference_mode():
-            batch = to_tensor(resize_image(image, *size))[None].to(self.device)
-            result = self.model(batch) if whole or not crop else tiled(self.model, batch, pair(crop))
-        return resize_image(to_image(result[0]), image.height, image.width)
+        size, crop = self.model.config["size"], None if whole else self.model.config["crop"]
+        results = translate(self.model, [upright(image)], size, crop and pair(crop), 1, self._place, threads=0)
+        return next(iter(results))[2]

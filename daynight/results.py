@@ -13,6 +13,7 @@ from PIL import Image
 from rich.table import Table
 
 from daynight import page
+from daynight.console import number
 from daynight.data.labels import read_label
 from daynight.data.layouts import ImageSet
 from daynight.data.sampling import Images
@@ -88,10 +89,6 @@ def short_names(paths: list[str]) -> dict[str, str]:
     """The last part of each path, where those are different."""
     last = {path: Path(path).name for path in paths}
     return last if len(set(last.values())) == len(last) else {path: path for path in paths}
-
-
-def number(value: float | None, form: str = ".1f") -> str:
-    return "–" if value is None else f"{value:{form}}"
 
 
 def rows_of(results: list[Result]) -> tuple[list[str], list[list[str]], list[list[str]]]:

@@ -1,6 +1,5 @@
 """What surrounds a training loop: its folder, Accelerate, steps with progress, metrics, checkpoints, resume."""
 
-import faulthandler
 import json
 import os
 import platform
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,11 +23,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from daynight import __version__
 from daynight.card import write_card
+from daynight.checkpoints import read_state, save_state
 from daynight.console import Meter, console, say, warn
 from daynight.data.cache import Cache
 from daynight.errors import InputError, RunError
@@ -38,6 +36,7 @@ from daynight.processes import gathered, together
 from daynight.rehearsal import check_writable, rehearse
 from daynight.report import Report
 from daynight.trackers import Trackers, check_trackers
+from daynight.watchdog import Watchdog
 from daynight.weights import identity, save_model
 
 # what may differ between a run and its continuation
@@ -69,86 +68,12 @@ def make_accelerator(precision: str, **settings) -> Accelerator:
     return accelerator
 
 
-def pack(state, path: str, tensors: dict):
-    """A nested state as JSON; its tensors go into `tensors` under their path."""
-    if isinstance(state, torch.Tensor):
-        tensors[path] = state.detach().cpu().contiguous().clone()
-        return {"tensor": path}
-    if isinstance(state, dict):
-        return {"dict": [[key, pack(value, f"{path}.{key}", tensors)] for key, value in state.items()]}
-    if isinstance(state, list | tuple):
-        return {"list": [pack(value, f"{path}.{i}", tensors) for i, value in enumerate(state)]}
-    return {"value": state}
-
-
-def unpack(packed, tensors):
-    """The inverse of `pack`; `tensors(path)` gives a tensor."""
-    ((kind, content),) = packed.items()
-    if kind == "tensor":
-        return tensors(content)
-    if kind == "dict":
-        return {key: unpack(value, tensors) for key, value in content}
-    if kind == "list":
-        return [unpack(value, tensors) for value in content]
-    return content
-
-
-def save_state(path: Path, parts: dict, extra: dict) -> None:
-    tensors = {}
-    packed = {name: pack(part.state_dict(), name, tensors) for name, part in parts.items()}
-    metadata = {"state": json.dumps(packed), "extra": json.dumps(extra)}
-    replace(path, lambda temporary: save_file(tensors, temporary, metadata))
-
-
-def read_state(path: Path, parts: dict) -> tuple[dict, dict]:
-    """The state of every part in a file of `save_state`, by name, and what was saved as `extra`.
-
-    safetensors refuses a file that is shorter than its header says: one cut at any byte is recognised.
-    """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        packed = json.loads(metadata["state"])
-        return {name: unpack(packed[name], file.get_tensor) for name in parts}, json.loads(metadata["extra"])
-
-
 def up_to(step: int, line: str) -> bool:
     """Whether a line of metrics.jsonl is whole and of a step no later than this one."""
     try:
         return line.endswith("\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
         return False
-
-
-class Watchdog:
-    """Ends the process with exit status 1 when `alive` is not called for `seconds` (0: never): the stack of every
-    thread and one line, `text()`, on standard error."""
-
-    def __init__(self, seconds: float, text: Callable[[], str]):
-        self.seconds, self.text, self.over = seconds, text, threading.Event()
-
-    def __enter__(self):
-        if self.seconds:
-            self.alive()
-            threading.Thread(target=self._watch, daemon=True).start()
-        return self
-
-    def __exit__(self, *exception):
-        self.over.set()
-        faulthandler.cancel_dump_traceback_later()
-
-    def alive(self) -> None:
-        self.last = time.monotonic()
-        if self.seconds:
-            # where a thread hangs in C and lets no other run, `_watch` cannot: then this dumps, without the line
-            faulthandler.dump_traceback_later(self.seconds + 3, exit=True, file=2)
-
-    def _watch(self) -> None:
-        while (left := self.last + self.seconds - time.monotonic()) > 0:
-            if self.over.wait(left):
-                return
-        faulthandler.dump_traceback(file=2)
-        print(f"daynight: {self.text()}", file=sys.stderr, flush=True)
-        os._exit(1)
 
 
 def revision() -> str | None:

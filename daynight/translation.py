@@ -97,6 +97,23 @@ def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
         raise InputError(f"--feature-layer: {error}") from error
 
 
+def generator_terms(day, night, translated, discriminators: Discriminators, features, options) -> dict:
+    """The terms of Eq. 11, by name: Eq. 4 and 7 and, with `features` (a `FeatureNetwork` or None), Eq. 10, each
+    weighted. `translated`: what `Generators` makes of day and night."""
+    fake_night, fake_day, cycle_day, cycle_night = translated
+    terms = {
+        "gan_night": losses.adversarial_generator(discriminators.night(fake_night), options.gan),
+        "gan_day": losses.adversarial_generator(discriminators.day(fake_day), options.gan),
+        "cycle_day": options.lambda_cyc * losses.cycle(day, cycle_day),
+        "cycle_night": options.lambda_cyc * losses.cycle(night, cycle_night),
+    }
+    if features:
+        weight, scales = options.lambda_feature, features.norm.scales
+        terms["feature_day"] = weight * losses.feature(features(day), features(fake_night), scales)
+        terms["feature_night"] = weight * losses.feature(features(night), features(fake_day), scales)
+    return terms
+
+
 def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
     """Option → the sets to train on; the same of what is held out of them. All are said."""
     day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
@@ -170,18 +187,9 @@ def train(options: TranslateTrainOptions) -> None:
             optimizer.param_groups[0]["lr"] = lr
 
         plain_discriminators.requires_grad_(False)
-        fake_night, fake_day, cycle_day, cycle_night = generators(day, night)
+        translated = generators(day, night)
         with accelerator.autocast():
-            terms = {
-                "gan_night": losses.adversarial_generator(plain_discriminators.night(fake_night), options.gan),
-                "gan_day": losses.adversarial_generator(plain_discriminators.day(fake_day), options.gan),
-                "cycle_day": options.lambda_cyc * losses.cycle(day, cycle_day),
-                "cycle_night": options.lambda_cyc * losses.cycle(night, cycle_night),
-            }
-            if features:
-                weight, scales = options.lambda_feature, features.norm.scales
-                terms["feature_day"] = weight * losses.feature(features(day), features(fake_night), scales)
-                terms["feature_night"] = weight * losses.feature(features(night), features(fake_day), scales)
+            terms = generator_terms(day, night, translated, plain_discriminators, features, options)
         generator_optimizer.zero_grad()
         accelerator.backward(sum(terms.values()))  # Eq. 11
         for model in (plain_generators.day2night, plain_generators.night2day):
@@ -190,6 +198,7 @@ def train(options: TranslateTrainOptions) -> None:
 
         plain_discriminators.requires_grad_(True)
         draws = [generator(options.seed, step, f"history {slot}") for slot in run.slots]
+        fake_night, fake_day, *_ = translated
         shown_day, shown_night = (history[n].exchange(x, draws) for n, x in (("day", fake_day), ("night", fake_night)))
         real_day, real_night, false_day, false_night = discriminators(day, night, shown_day, shown_night)
         terms["d_night"] = losses.adversarial_discriminator(real_night, false_night, options.gan)

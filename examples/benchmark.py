@@ -51,7 +51,7 @@ from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator, init
 from daynight.models.perceptual import FeatureNetwork
 from daynight.run import ramp
-from daynight.translation import Discriminators, Generators, History
+from daynight.translation import Discriminators, Generators, History, generator_terms
 from daynight.weights import save_model
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
@@ -228,24 +228,16 @@ class OurTranslator:
         optimizer.step()
 
     def __call__(self, day, night) -> dict[str, torch.Tensor]:
-        options, features, discriminators = self.options, self.features, self.discriminators
+        options, discriminators = self.options, self.discriminators
         discriminators.requires_grad_(False)
         with self.autocast():
-            fake_night, fake_day, cycle_day, cycle_night = self.generators(day, night)
-            terms = {
-                "gan_night": losses.adversarial_generator(discriminators.night(fake_night), options.gan),
-                "gan_day": losses.adversarial_generator(discriminators.day(fake_day), options.gan),
-                "cycle_day": options.lambda_cyc * losses.cycle(day, cycle_day),
-                "cycle_night": options.lambda_cyc * losses.cycle(night, cycle_night),
-            }
-            if features:
-                scales = features.norm.scales
-                terms["feature_day"] = losses.feature(features(day), features(fake_night), scales)
-                terms["feature_night"] = losses.feature(features(night), features(fake_day), scales)
+            translated = self.generators(day, night)
+            terms = generator_terms(day, night, translated, discriminators, self.features, self.options)
         self.update(sum(terms.values()), self.optimizer_g, self.generators.children())
 
         discriminators.requires_grad_(True)
         draws = [generator(0, self.step, f"history {slot}") for slot in range(len(day))]
+        fake_night, fake_day, *_ = translated
         shown_day, shown_night = (
             self.history[n].exchange(x, draws) for n, x in (("day", fake_day), ("night", fake_night))
         )

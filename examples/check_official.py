@@ -1,6 +1,6 @@
 """Is `daynight eval` what Cityscapes' own scripts say? Scores drawn predictions by both, compares to the last digit.
 
-    python examples/check_official.py --venv /tmp/official
+    python examples/check_official.py --venv official
 
 Puts cityscapesScripts 2.3.0 into a virtual environment of its own (with --venv it stays and is used again): it brings
 along a package that hides Python's own `typing`, and its instance level does not run with NumPy 2.4, so this is its

@@ -1,8 +1,5 @@
 """examples/convert_cyclegan.py: a file as the original CycleGAN saves it, against a network written after its paper."""
 
-import contextlib
-import io
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -11,7 +8,7 @@ import pytest
 import torch
 import trees
 from PIL import Image
-from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
+from test_cli import clean, daynight, in_process  # noqa: F401 (clean is a fixture)
 from torch.nn import functional as F
 
 from daynight.models.generator import Generator
@@ -59,24 +56,12 @@ def original(state, images, blocks, second=5):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(tmp_path):
     """The script in this process: exit code, stdout, stderr."""
     spec = spec_from_file_location("convert_cyclegan", PATH)
     script = module_from_spec(spec)
     spec.loader.exec_module(script)
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", ["convert_cyclegan.py", *line.split()])
-        monkeypatch.chdir(tmp_path)
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                script.main()
-            except SystemExit as end:
-                return end.code, out.getvalue(), err.getvalue()
-        return 0, out.getvalue(), err.getvalue()
-
-    return run
+    return lambda line: in_process(script.main, f"convert_cyclegan.py {line}", tmp_path)
 
 
 def before_0_4(state):

@@ -206,21 +206,13 @@ def test_config_of_a_model(kind, name, value, models):
     check_loads_or_not(kind, folder)
 
 
+@pytest.mark.parametrize("which", ["config.json", "model.safetensors"])
 @FUZZ
 @given(data=st.data())
-def test_spoilt_config_of_a_model(data, models):
+def test_spoilt_file_of_a_model(which, data, models):
     folder, files = models[Generator]
-    (folder / "config.json").write_bytes(spoilt(data, files["config.json"]))
-    (folder / "model.safetensors").write_bytes(files["model.safetensors"])
-    check_loads_or_not(Generator, folder)
-
-
-@FUZZ
-@given(data=st.data())
-def test_weights_of_a_model(data, models):
-    folder, files = models[Generator]
-    (folder / "config.json").write_bytes(files["config.json"])
-    (folder / "model.safetensors").write_bytes(spoilt(data, files["model.safetensors"]))
+    for name, content in files.items():
+        (folder / name).write_bytes(spoilt(data, content) if name == which else content)
     check_loads_or_not(Generator, folder)
 
 

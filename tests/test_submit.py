@@ -1,6 +1,5 @@
 """examples/submit.py: what a test server would find in the zip, and what never gets as far."""
 
-import contextlib
 import fnmatch
 import importlib.util
 import io
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import trees
 from PIL import Image
-from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
+from test_cli import clean, daynight, in_process, shell  # noqa: F401 (clean is a fixture)
 
 from daynight.data.labels import CITYSCAPES
 
@@ -94,21 +93,9 @@ def script():
 
 
 @pytest.fixture
-def run(script, monkeypatch, tmp_path):
+def run(script, tmp_path):
     """The same in this process, for what does not need one of its own: exit code, stdout, stderr."""
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", ["submit.py", *line.split()])
-        monkeypatch.chdir(tmp_path)
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                script.main()
-            except SystemExit as end:
-                return end.code, out.getvalue(), err.getvalue()
-        return 0, out.getvalue(), err.getvalue()
-
-    return run
+    return lambda line: in_process(script.main, f"submit.py {line}", tmp_path)
 
 
 def read(path, pattern, depth=8):

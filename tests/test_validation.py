@@ -12,7 +12,7 @@ import trees
 from safetensors.torch import load_file, save_file
 from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
 from test_processes import run
-from test_run import assert_same_end, kill, metrics, seg_options, stop_after, train, translate_options
+from test_run import assert_same_end, kill, metrics, one_thread, seg_options, stop_after, train, translate_options  # noqa: F401
 
 from daynight import losses
 from daynight.config import SegTrainOptions
@@ -26,14 +26,6 @@ from daynight.models.generator import Generator
 from daynight.models.perceptual import FeatureNetwork
 from daynight.validation import Best, SegmentationValidation, held_out
 from daynight.weights import load_model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

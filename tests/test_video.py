@@ -1,7 +1,5 @@
 """examples/video.py: a video in, and every frame of the one that comes out is what the commands make of that frame."""
 
-import contextlib
-import io
 import sys
 from fractions import Fraction
 from importlib.util import module_from_spec, spec_from_file_location
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
+from test_cli import clean, daynight, in_process, shell  # noqa: F401 (clean is a fixture)
 from test_export import random_teacher
 
 from daynight.data import streets
@@ -77,21 +75,9 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def run(home, monkeypatch):
+def run(home):
     """A command line of the script in this process: exit code, stdout, stderr."""
-
-    def run(line):
-        monkeypatch.setattr(sys, "argv", ["video.py", *line.split()])
-        monkeypatch.chdir(home)
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                script().main()
-            except SystemExit as end:
-                return end.code, out.getvalue(), err.getvalue()
-        return 0, out.getvalue(), err.getvalue()
-
-    return run
+    return lambda line: in_process(lambda: script().main(), f"video.py {line}", home)
 
 
 def script():

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -51,16 +52,16 @@ class Cache:
             room = min(self.left, disk.f_bavail * disk.f_frsize + there)
             if whole <= room:
                 self.left -= whole
-                say(f"cache of {name}: {whole / 1e6:,.0f} MB at most, mapped, in {self.folder}")
+                say(f"cache of {name}: {math.ceil(whole / 1e6):,} MB at most, mapped, in {self.folder}")
                 return Mapped(file, lengths, channels)
             if channels == 3 and JPEG_SHARE * whole <= room:
                 self.left -= JPEG_SHARE * whole
-                say(f"cache of {name}: about {JPEG_SHARE * whole / 1e6:,.0f} MB of JPEGs in {self.folder}")
+                say(f"cache of {name}: about {math.ceil(JPEG_SHARE * whole / 1e6):,} MB of JPEGs in {self.folder}")
                 return Jpegs(self.folder, keys)
         except OSError as error:
             warn(f"--cache {self.folder}: {error.strerror}; {name} is read anew every time")
             return None
-        say(f"cache of {name}: none, {whole / 1e6:,.0f} MB do not fit; read anew every time")
+        say(f"cache of {name}: none, {math.ceil(whole / 1e6):,} MB do not fit; read anew every time")
         return None
 
 

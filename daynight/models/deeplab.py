@@ -30,6 +30,7 @@ def timm_backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
     timm_options |= {"features_only": True, "out_indices": (-1,)}
     try:
         network = timm.create_model(name, output_stride=output_stride, **timm_options)
+    # timm's networks refuse a stride in these three ways; then they run at their own
     except (TypeError, AssertionError, NotImplementedError):
         network = None
     try:

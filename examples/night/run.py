@@ -24,7 +24,7 @@ from daynight.data.sampling import Images
 from daynight.evaluation import classes_of, compare
 from daynight.files import write_json
 from daynight.inference import save_image, segment
-from daynight.metrics import bootstrap, interval
+from daynight.metrics import bootstrap, interval, mean_iou_of
 from daynight.models.deeplab import DeepLabV2
 from daynight.previews import grid, label_image
 from daynight.run import make_accelerator
@@ -255,17 +255,11 @@ def figures(seeds: list[dict]) -> tuple[str, str]:
     names = seeds[0]["classes"]
     chosen = [names.index(name) for name in (FIVE if Path(seeds[0]["dataset"]).name.startswith("bdd") else names)]
     counts = [torch.tensor(seed["of_images"]) for seed in seeds]
-    miou = [100 * iou_of(c.sum(0)[:, chosen]) for c in counts]
+    miou = [100 * float(mean_iou_of(c.sum(0)[:, chosen])) for c in counts]
     low, high = interval(100 * torch.stack([bootstrap(c[:, :, chosen]) for c in counts]).mean(0))
     spread = f" ± {statistics.stdev(miou):.1f}" if len(seeds) > 1 else ""
     accuracy = statistics.mean(hit_share(c.sum(0)) for c in counts)
     return f"{statistics.mean(miou):.1f}{spread} [{low:.1f} to {high:.1f}]", f"{accuracy:.1f}"
-
-
-def iou_of(counts: torch.Tensor) -> float:
-    """3×classes → mean IoU of those that occur in the labels."""
-    hit, labelled, predicted = counts.double()
-    return float((hit / (labelled + predicted - hit))[labelled > 0].mean())
 
 
 def main() -> None:
