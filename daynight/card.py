@@ -63,7 +63,7 @@ def write_card(folder: Path, weights: str, run: Path, options, free: set[str], s
         f"weights `{weights}`.",
         *[f"![What went in, and what the model makes of it]({PREVIEW})"] * bool(previews),
         "## Use",
-        "`pip install daynight`; the name of this repository, or of a folder with these files:",
+        "With `daynight` installed; the name is that of this repository, or of a folder with these files:",
         f"```python\nimport daynight\nfrom PIL import Image\n\n{use}\n```",
         "## Data",
         *listed(record.get("sets", {})),

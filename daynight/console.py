@@ -41,8 +41,9 @@ def duration(seconds: float) -> str:
 class Meter:
     """Shows how far a loop has come, how fast it goes, when it ends and what it waits for.
 
-    On a terminal a live view, else a line whenever `due(items done)`. `cost(i)` is what item i costs, in any unit:
-    where later items are dearer, the time left says so from the start. `memory()` says how much is taken, in words.
+    On a terminal a live view, else a line after 5 items and 20, so that one soon knows, and whenever `due(items done)`.
+    `cost(i)` is what item i costs, in any unit: where later items are dearer, the time left says so from the start.
+    `memory()` says how much is taken, in words.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class Meter:
         else:
             self.spent += self.cost(self.done)
         self.done += 1
-        if not self.live and (self.due(self.done) or self.done == self.total):
+        soon = self.done - self.first in (5, 20)
+        if not self.live and (soon or self.due(self.done) or self.done == self.total):
             values = [f"{name} {value:.3g}" for name, value in self.values.items()]
             say("  ".join([f"{self.done:,}/{self.total:,} {self.unit}", self.status(), *values]))
 
@@ -152,7 +154,7 @@ class Meter:
 def counted(items: Iterable, total: int, unit: str) -> Iterator:
     """Go through `items` under a `Meter`."""
     every = max(20, total // 5)
-    with Meter(total, 0, unit, lambda done: done in (5, 20) or done % every == 0) as meter:
+    with Meter(total, 0, unit, lambda done: done % every == 0) as meter:
         for item in items:
             yield item
             meter.advance()

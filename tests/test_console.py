@@ -42,7 +42,7 @@ def run(meter, clock, steps, wait=0.5, work=1.5, images=8):
         meter.advance()
 
 
-def test_a_pipe_gets_one_line_whenever_it_is_due(clock, monkeypatch):
+def test_a_pipe_gets_a_line_soon_and_whenever_it_is_due(clock, monkeypatch):
     file = paper(monkeypatch)
     meter = Meter(10, 0, "steps", lambda done: done % 4 == 0, memory=lambda: "3.2 GiB of memory")
     with meter:
@@ -53,6 +53,7 @@ def test_a_pipe_gets_one_line_whenever_it_is_due(clock, monkeypatch):
     waits = "3.2 GiB of memory, waits 25 % for data, 75 % for compute"
     assert lines == [
         f"4/10 steps  {rate}, 12 s left, {waits}  ce_day 0",
+        f"5/10 steps  {rate}, 10 s left, {waits}  ce_day -1",
         f"8/10 steps  {rate}, 4 s left, {waits}  ce_day -4",
         f"10/10 steps  {rate}, 0 s left, {waits}  ce_day -6",
         "10 steps in 78 s",
@@ -112,7 +113,7 @@ def test_a_run_tells_waiting_for_data_from_computing(tmp_path, capsys):
         time.sleep(0.02)
         run.log(step, ce_day=batch["day"].sum())
     lines = [line for line in capsys.readouterr().out.splitlines() if "steps/s" in line]
-    assert [line.split()[0] for line in lines] == ["3/9", "6/9", "9/9"]
+    assert [line.split()[0] for line in lines] == ["3/9", "5/9", "6/9", "9/9"]
     for line in lines:
         rate, images, data = (
             float(re.search(rf"([\d.]+){words}", line)[1]) for words in (" steps/s", " images/s", " % for data")

@@ -155,10 +155,9 @@ def place(tmp_path_factory):
     for parameter in judge.head.parameters():
         torch.nn.init.normal_(parameter)  # else it calls all by one name
     save_model(judge, root / "judge/teacher")
-    for run in ("chance", "other"):
+    for run in ("chance", "other/best"):
         for part in ("day2night", "night2day"):
-            save_model(Generator(1, 4, size="48"), root / run / part)
-        (root / run / "options.json").write_text(json.dumps({"options": {"crop": "24x32"}}))
+            save_model(Generator(1, 4, size="48", crop="24x32"), root / run / part)
     return root
 
 
@@ -183,11 +182,11 @@ SETS = "--day day --night night --weights random"
 
 
 def test_the_table_and_what_is_written(measure, place):
-    code, out, err = measure(f"chance other {SETS} --judge judge --out written")
+    code, out, err = measure(f"chance other/best {SETS} --judge judge --out written")
     assert code == 0, err
     found = json.loads((place / "written/measures.json").read_text())
     rows = {row["translator"]: row for row in found["translators"]}
-    runs = ["chance", "chance, whole", "other", "other, whole"]
+    runs = ["chance", "chance, whole", "other/best", "other/best, whole"]
     assert list(rows) == ["day", "darken", "fourier", *runs, "training nights"]
     table = [line for line in out.splitlines() if line.startswith("| ")]
     assert [re.split(r" *\| *", line)[1] for line in table] == ["translator", "---", *rows]
@@ -203,7 +202,7 @@ def test_the_table_and_what_is_written(measure, place):
     for run in runs[1::2]:
         row = rows[run]
         assert len(row["whole"]["colour"]) == 3 and row["native"]["pixels"] == pytest.approx(row["whole"]["pixels"])
-    assert rows["chance"]["kid"] != rows["other"]["kid"] and list(rows["training nights"]) == ["translator", "kid"]
+    assert rows["chance"]["kid"] != rows["other/best"]["kid"] and list(rows["training nights"]) == ["translator", "kid"]
     # at this size `eval` scores the same pixels
     assert daynight("eval --model judge --dataset day --json scores.json", cwd=place).code == 0
     assert day["miou"] == pytest.approx(json.loads((place / "scores.json").read_text())[0]["miou"])
@@ -251,9 +250,9 @@ def test_what_is_wrong_is_named_in_one_line(measure, words, names):
     assert code == 2 and names in err and err.startswith("measure.py: ") and err.count("\n") == 1
 
 
-def test_runs_of_two_sizes_or_without_options(measure, place):
-    for part in ("day2night", "night2day"):
-        save_model(Generator(1, 4, size="32"), place / "small" / part)
-    assert "small/options.json does not tell --crop" in measure(f"small {SETS}")[2]
-    (place / "small/options.json").write_text(json.dumps({"options": {"crop": "24"}}))
+def test_runs_of_two_sizes_or_without_a_crop(measure, place):
+    for run, crop in (("small", "24"), ("converted", None)):
+        for part in ("day2night", "night2day"):
+            save_model(Generator(1, 4, size="32", crop=crop), place / run / part)
+    assert "RUN converted: does not tell its crop" in measure(f"converted {SETS}")[2]
     assert "trained at sizes 32, 48" in measure(f"chance small {SETS}")[2]

@@ -3,9 +3,9 @@
     python examples/night/measure.py RUN… --day ../shared/camvid_day --night ../shared/bdd \\
         --weights ../shared/weights/tf_efficientnet_lite0.safetensors [--judge RUN] [--out DIR] [--images N]
 
-RUN: of translate-train; its images in tiles, as `daynight translate` makes them, and whole. Day and night are the
-splits that are held out. Beside the runs stand the day images as they are, both free translators (fourier takes from
-training nights), and training nights as if they were translations, which is as near as KID can come. All is measured at
+RUN: of translate-train, or RUN/best; its images in tiles, as `daynight translate` makes them, and whole. Day and night
+are the splits that are held out. Beside the runs stand the day images as they are, both free translators (fourier takes
+from training nights), and training nights as if they were translations, as near as KID can come. All is measured at
 the size of the training, before rounding to 8 bits (the judge: after). Prints a table, writes measures.json and
 grid.png. The columns:
 
@@ -21,7 +21,6 @@ colour, pixels: how far translations of whole images, at the training's size and
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -188,13 +187,10 @@ class Learned:
         # each by its own folder: given a run that lacks one, `load_model` would not take the other for it
         parts = (load_model(f"{Path(run).resolve()}/{p}", p, "RUN", Generator) for p in ("day2night", "night2day"))
         (self.day2night, self.night2day), self.device = (model.to(device) for model in parts), device
-        path = Path(run, "options.json")
-        try:
-            self.crop = pair(json.loads(path.read_text(encoding="utf-8"))["options"]["crop"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"RUN {run}: {path} does not tell --crop; give a run of daynight translate-train"
-            ) from error
+        crop = self.day2night.config["crop"]
+        if not crop:
+            raise InputError(f"RUN {run}: does not tell its crop; give a run of daynight translate-train")
+        self.crop = pair(crop)
 
     @torch.inference_mode()
     def of(self, days: list, natives: dict, whole: bool) -> tuple[list, dict]:
