@@ -238,6 +238,14 @@ class TrainingOptions(Options):
             "Look at every file, run two steps, say memory, time and disk of the whole run; write nothing.",
         ),
     ] = False
+    compile: Annotated[
+        bool,
+        option(
+            "--compile",
+            ADVANCED,
+            "torch.compile the networks: for a GPU; the first steps take minutes. A CPU gains nothing.",
+        ),
+    ] = False
     stall_minutes: Annotated[
         float,
         option(

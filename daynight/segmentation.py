@@ -104,8 +104,10 @@ def train(options: SegTrainOptions) -> None:
     measure = {"day": "day_miou", "labelled": "validate_on_miou"}.get(options.keep_best, options.keep_best)
     best = Best(run, measure, {"teacher": teacher.model})
     run.restore()
-    accelerator, plain_student = run.accelerator, student
+    accelerator, plain_student, look = run.accelerator, student, teacher.model
     student, optimizer = accelerator.prepare(student.train(), optimizer)
+    if options.compile:
+        student, look = torch.compile(student), torch.compile(look)
     if translator:
         translator = accelerator.prepare_model(translator.requires_grad_(False), evaluation_mode=True)
     ssl_start = options.ssl_start * run.total
@@ -141,7 +143,7 @@ def train(options: SegTrainOptions) -> None:
             )
             with torch.no_grad(), accelerator.autocast():
                 seen = [more, "weak_night"][-len(noisy) :]
-                targets = teacher.model(torch.cat([batch[name] for name in seen])).float().softmax(1)
+                targets = look(torch.cat([batch[name] for name in seen])).float().softmax(1)
             rho = ramp(step, run.total, *numbers(options.rho))
             weight = ramp(step, run.total, *numbers(options.lambda_ssl))
             terms = {f"ce_{n}": losses.cross_entropy(x, labels[n], valid[n]) for n, x in split(logits, clean)}

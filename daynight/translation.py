@@ -174,6 +174,9 @@ def train(options: TranslateTrainOptions) -> None:
         features.calibrate(batch[domain].to(run.device) for batch in sample for domain in ("day", "night"))
     validation = TranslationValidation(run, best, skipped, held, features, averages, judge and judge.to(run.device))
 
+    if options.compile:
+        for network in (*generators.children(), *discriminators.children()):
+            network.compile()
     accelerator = run.accelerator
     plain_generators, plain_discriminators = generators, discriminators
     generators, discriminators, generator_optimizer, discriminator_optimizer = accelerator.prepare(

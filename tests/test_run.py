@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -571,3 +572,16 @@ def test_ramp_is_zero_before_its_beginning_and_joins_the_line_there():
     assert ramp(9_999, 50_000, 50, 100, since=0.2) == 0
     assert ramp(10_000, 50_000, 50, 100, since=0.2) == pytest.approx(60, abs=0.01)
     assert ramp(49_999, 50_000, 50, 100, since=0.2) == 100
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("make", [translate_options, partial(seg_options, ssl=True, train_on="both", darken=0.5)])
+def test_compiled_networks_learn_the_same(make, data, tmp_path):
+    changes = {"translator": "darken"} if make is not translate_options else {}
+    options = make(data, tmp_path / "plain", steps=3, validate_every=2, **changes)
+    train(options)
+    train(replace(options, out=str(tmp_path / "compiled"), compile=True))
+    lines = [metrics(tmp_path / name) for name in ("plain", "compiled")]
+    for plain, compiled in zip(*lines, strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-3, abs=1e-3)

@@ -26,9 +26,9 @@ TRANSLATING = COMMON | {"feature-network": "test_resnet", "feature-layer": ["lay
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
-    trees.folder(data / "camvid_day", classes=CLASSES, train=5, val=2)
+    trees.folder(data / "camvid_day", classes=CLASSES, train=5, val=3)
     trees.folder(data / "camvid_dusk", classes=CLASSES, train=7, val=0)
-    trees.bdd100k(data / "bdd")
+    trees.bdd100k(data / "bdd", train=("night",) * 4, val=("night",) * 3)
     for name in ("bdd_night", "bdd_day"):
         trees.folder(data / name, classes=CLASSES, train=0, val=3, brightness=90)
     return data
@@ -117,9 +117,23 @@ def test_the_oracle_scores_each_half_by_who_has_not_seen_it(table, data):
     everything = {p.resolve() for p in data.glob("camvid_dusk/images/**/*.*") if p.is_file()}
     assert scored[0] | scored[1] == everything and not any(a & b for a, b in zip(seen, scored, strict=True))
     entries = dusk.scores("oracle")[0]
-    assert len(entries["camvid_dusk"]["of_images"]) == 7 and len(entries["camvid_day"]["of_images"]) == 4
+    assert len(entries["camvid_dusk"]["of_images"]) == 7 and len(entries["camvid_day"]["of_images"]) == 6
     shutil.rmtree(folder / "1")
     assert dusk.train("oracle", 0) == folder and len(dusk.ran) == 2
+
+
+def test_the_study_measures_short_translators(table, monkeypatch):
+    monkeypatch.setattr(table1, "STUDY", {"as set": "", "deconv": "--upsample deconv"})
+    monkeypatch.setattr(table1, "STUDIED", 0.5)
+    night = table("night")
+    night.study()
+    found = json.loads((night.out / "study/measures.json").read_text())
+    rows = {Path(row["translator"]).name: row for row in found["translators"]}
+    assert {"as set", "deconv", "day", "darken"} < rows.keys() and rows["as set"]["cycle"] != rows["deconv"]["cycle"]
+    assert json.loads((night.out / "study/deconv/options.json").read_text())["options"]["steps"] == 1
+    before = len(night.ran)
+    night.study()
+    assert len(night.ran) == before + 1  # measured again, not trained
 
 
 def test_a_rival_and_its_translator(table):

@@ -28,7 +28,10 @@ class UpConv(nn.Conv2d):
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.weight)
 
     def forward(self, x):
-        x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+        # as F.pad's "replicate", whose gradient torch.compile gets wrong (2.14: strides are not as it expects)
+        for dim in (2, 3):
+            first, last = (x.narrow(dim, i, 1) for i in (0, x.shape[dim] - 1))
+            x = torch.cat([first, first, x, last, last], dim)
         x = F.conv_transpose2d(x, self.weight.flip(2, 3).transpose(0, 1), stride=2)
         blur = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 4
         channels = x.shape[1]

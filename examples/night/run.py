@@ -59,6 +59,18 @@ TRANSLATORS = {
     "cyclegan+fl": Row(program=GAN),
     "cycada": Row(program=(RIVALS / "cycada.py",)),
 }
+# one choice of the translator at a time, at a fraction of the steps; what each does is for measure.py to say
+STUDY = {
+    "as set": "",
+    "lambda 0": "--lambda-feature 0",
+    "lambda 0.5": "--lambda-feature 0.5",
+    "lambda 8": "--lambda-feature 8",
+    "stride 8 alone": "--feature-layer blocks.2",
+    "stride 16 alone": "--feature-layer blocks.4",
+    "bce": "--gan bce",
+    "deconv": "--upsample deconv",
+}
+STUDIED = 0.25  # of the recipe's steps
 # the paper's five, then what needs no learned translator, the questions, the rivals, the controls
 ROWS = {
     "baseline": Row("--train-on day"),
@@ -118,12 +130,26 @@ class Table1:
     def translator(self, name: str) -> Path:
         """A learned translator's run, finished. One serves all seeds."""
         folder, row = self.out / "translators" / name, TRANSLATORS[name]
+        words = ["--judge", self.train("baseline", 0)] if name == "cycada" else ["--feature-weights", self.weights]
+        return self.translate_train(f"translator {name}", folder, *row.program, *row.options.split(), *words)
+
+    def translate_train(self, name: str, folder: Path, *words) -> Path:
+        """A run of a program for translators, finished."""
         if not (folder / "done").is_file():
-            words = ["--config", self.translating, *row.options.split(), "--day", self.data / "camvid_day", *self.night]
-            words += ["--judge", self.train("baseline", 0)] if name == "cycada" else ["--feature-weights", self.weights]
-            self.spend(f"translator {name}", run(*row.program, *words, "--out", folder))
+            words += ("--config", self.translating, "--day", self.data / "camvid_day", *self.night, "--out", folder)
+            self.spend(name, run(*words))
             (folder / "done").touch()
         return folder
+
+    def study(self) -> None:
+        """Short translators, each another in one choice, and what `measure.py` finds of them, in study/."""
+        steps = round(STUDIED * json.loads(self.translating.read_text())["steps"])
+        runs = []
+        for name, options in STUDY.items():
+            words = (*GAN, *options.split(), "--feature-weights", self.weights, "--steps", steps)
+            runs.append(self.translate_train(f"translator study {name}", self.out / "study" / name, *words))
+        words = ["--day", self.data / "camvid_day", *self.night, "--weights", self.weights]
+        run(HERE / "measure.py", *runs, *words, "--judge", self.train("baseline", 0), "--out", self.out / "study")
 
     def translations(self, name: str) -> Path:
         """The labelled day images as one of the translators sees them."""
@@ -270,10 +296,15 @@ def main() -> None:
     parser.add_argument("--recipe", choices=["cpu", "gpu"], default="cpu", help="the settings: *-cpu.json, *-gpu.json")
     parser.add_argument("--seeds", type=int, default=1, help="how many: 0, 1, …")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS)[:5], metavar="ROW", help="; ".join(ROWS))
+    parser.add_argument(
+        "--study", action="store_true", help="in place of rows: choices of the translator, by measure.py"
+    )
     given = parser.parse_args()
     if "oracle" in given.rows and given.target != "dusk":
         parser.error("--rows oracle: there are no labels to learn night from; give --target dusk")
     table = Table1(given.data, given.out, given.target, given.recipe)
+    if given.study:
+        return table.study()
     for seed in range(given.seeds):
         for row in given.rows:
             table.train(row, seed)
