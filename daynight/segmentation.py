@@ -77,6 +77,31 @@ def rehearse_reading(options: SegTrainOptions, draw: "Draw", sets: dict, held: d
     check_files(with_labels, others, draw.made(), options.skip_unreadable)
 
 
+def student_terms(student, teacher, batch, clean, noisy, labels, valid, dropout, rho, weight) -> tuple[dict, dict]:
+    """The terms of Eq. 16, by name, and of each name in `noisy` the teacher's softmax and its mask.
+
+    `batch`: images B×3×H×W in [-1, 1]; of those named in `clean` Eq. 12, by `labels` (B×H×W of train ids) and `valid`,
+    how many of these there are. `noisy`: what the student sees under dropout (`dropout`: a generator for each image) →
+    what the teacher sees of it without (Eq. 14, 15; `rho`, `weight` λ_ssl); none before SSL starts. The student looks
+    once: what is in both is computed twice only from dropout on.
+    """
+    images = torch.cat([batch[name] for name in dict.fromkeys([*clean, *noisy])])
+    taught = {}
+    if noisy:
+        logits, noisy_logits = student(images, clean=len(clean) * len(batch["day"]), dropout=dropout)
+        with torch.no_grad():
+            targets = teacher(torch.cat([batch[name] for name in noisy.values()])).float().softmax(1)
+    else:
+        logits = student(images)
+    terms = {f"ce_{n}": losses.cross_entropy(x, labels[n], valid[n]) for n, x in split(logits, clean)}
+    if noisy:
+        for (name, x), target in zip(split(noisy_logits, noisy), targets.chunk(len(noisy)), strict=True):
+            mask = losses.confidence_mask(target, rho)
+            terms[f"ssl_{name}"] = weight * losses.consistency(target, x, mask)
+            taught[name] = target, mask
+    return terms, taught
+
+
 def train(options: SegTrainOptions) -> None:
     """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
     root = Path(options.data_root)
@@ -127,38 +152,24 @@ def train(options: SegTrainOptions) -> None:
         labels = {"day": batch["labels"], "fake_day": batch.get("fake_labels", batch["labels"])}
         valid = {name: run.mean((labels[name] != 255).sum().float()) for name in clean}
 
-        if not options.ssl or step < ssl_start:
-            logits = student(torch.cat([batch[name] for name in clean]))
-            terms = {f"ce_{n}": losses.cross_entropy(x, labels[n], valid[n]) for n, x in split(logits, clean)}
-            masks = {}
-        else:
-            # the day half of Eq. 15 is on the labelled batch's images, unless more are given: then the network has
-            # them already, and only what follows dropout is computed again
+        noisy, dropout = {}, []
+        if options.ssl and step >= ssl_start:
+            # the day half of Eq. 15 is on the labelled batch's images, unless more are given
             more = "unlabelled_day" if "unlabelled_day" in batch else "day"
-            noisy = ([f"fake_{more}"] if train_on != "day" else []) + ["strong_night"]
-            views = clean + [name for name in noisy if name not in clean]
+            noisy = ({f"fake_{more}": more} if train_on != "day" else {}) | {"strong_night": "weak_night"}
             dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots] * len(noisy)
-            logits, noisy_logits = student(
-                torch.cat([batch[name] for name in views]), clean=len(clean) * len(batch["day"]), dropout=dropout
-            )
-            with torch.no_grad(), accelerator.autocast():
-                seen = [more, "weak_night"][-len(noisy) :]
-                targets = look(torch.cat([batch[name] for name in seen])).float().softmax(1)
-            rho = ramp(step, run.total, *numbers(options.rho))
-            weight = ramp(step, run.total, *numbers(options.lambda_ssl))
-            terms = {f"ce_{n}": losses.cross_entropy(x, labels[n], valid[n]) for n, x in split(logits, clean)}
-            masks = {}
-            for (name, x), target in zip(split(noisy_logits, noisy), targets.chunk(len(noisy)), strict=True):
-                mask = losses.confidence_mask(target, rho)
-                terms[f"ssl_{name}"] = weight * losses.consistency(target, x, mask)
-                masks[f"mask_{name}"] = mask.mean()
-            masks |= health(target, mask, labels["day"])  # of the last, night
+        rho, weight = (ramp(step, run.total, *numbers(values)) for values in (options.rho, options.lambda_ssl))
+        with accelerator.autocast():
+            terms, taught = student_terms(student, look, batch, clean, noisy, labels, valid, dropout, rho, weight)
+        seen = {f"mask_{name}": mask.mean() for name, (_, mask) in taught.items()}
+        if taught:
+            seen |= health(*taught["strong_night"], labels["day"])
 
         optimizer.zero_grad()
         accelerator.backward(sum(terms.values()))  # Eq. 16
         optimizer.step()
         teacher.update(plain_student, step)
-        health.follow(run.log(step, **terms, **masks, **validation(step)))
+        health.follow(run.log(step, **terms, **seen, **validation(step)))
         if run.due(step):
             run.preview(step, preview(teacher.model, batch, day_set.classes))
     if skipped:

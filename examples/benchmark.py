@@ -51,6 +51,7 @@ from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator, init
 from daynight.models.perceptual import FeatureNetwork
 from daynight.run import ramp
+from daynight.segmentation import student_terms
 from daynight.translation import Discriminators, Generators, History, generator_terms
 from daynight.weights import save_model
 
@@ -285,21 +286,13 @@ class OurSegmentation(Segmentation):
     """What `daynight.segmentation.train` does in a step."""
 
     def losses(self, batch, rho, weight):
-        size, noisy = len(batch["day"]), ("fake_day", "strong_night")
-        dropout = [g for name in noisy for g in self.dropout(name, size)]
+        noisy = {"fake_day": "day", "strong_night": "weak_night"}
+        dropout = [g for name in noisy for g in self.dropout(name, len(batch["day"]))]
+        labels, valid = (dict.fromkeys(("day", "fake_day"), x) for x in (batch["labels"], None))
         with self.autocast():
-            views = torch.cat([batch["day"], batch["fake_day"], batch["strong_night"]])
-            logits, noisy_logits = self.student(views, clean=2 * size, dropout=dropout)
-            with torch.no_grad():
-                seen = torch.cat([batch["day"], batch["weak_night"]])
-                targets = self.average.model(seen).float().softmax(1).chunk(2)
-        terms = {
-            f"ce_{name}": losses.cross_entropy(x, batch["labels"])
-            for name, x in zip(("day", "fake_day"), logits.chunk(2), strict=True)
-        }
-        for name, x, target in zip(noisy, noisy_logits.chunk(2), targets, strict=True):
-            terms[f"ssl_{name}"] = weight * losses.consistency(target, x, losses.confidence_mask(target, rho))
-        return terms
+            return student_terms(
+                self.student, self.average.model, batch, list(labels), noisy, labels, valid, dropout, rho, weight
+            )[0]
 
     def follow(self):
         self.average.update(self.student, self.step)
