@@ -73,6 +73,13 @@ def stacked(batch: list[tuple]) -> tuple[list, torch.Tensor, list]:
     return numbers, torch.stack(tensors), originals
 
 
+def laid_out(images: torch.Tensor) -> torch.Tensor:
+    """B×3×H×W in the layout in which networks are fastest: channels last on a GPU and on a CPU with AVX-512 (measured
+    without gradient: by 1.25 for a generator, 1.3 for DeepLabV2-VGG16; with AVX2 0.77 for a generator)."""
+    last = images.device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return images.contiguous(memory_format=torch.channels_last) if last else images
+
+
 @torch.inference_mode()
 def logits_of(model, image: Image.Image, size: str, accelerator, scales=(1.0,), flip=False) -> torch.Tensor:
     """C×H×W of an image at its own size, on the device; the network runs at `size`, its logits are upsampled.
@@ -87,7 +94,7 @@ def logits_of(model, image: Image.Image, size: str, accelerator, scales=(1.0,), 
         batch = to_tensor(resized)[None].to(accelerator.device)
         for mirrored in (False, True) if flip else (False,):
             with accelerator.autocast():
-                logits = model(batch.flip(3) if mirrored else batch).float()
+                logits = model(laid_out(batch.flip(3) if mirrored else batch)).float()
             if logits.shape[2:] != shape:
                 # classes of a pixel beside each other: the same labels in two thirds of the time on a CPU
                 logits = logits.contiguous(memory_format=torch.channels_last)
@@ -135,7 +142,7 @@ def translate(
         for numbers, batch, originals in read_batches(images, size, batch_size, threads):
             batch = batch.to(accelerator.device)
             with accelerator.autocast():
-                batch = tiled(generator, batch, crop) if crop else generator(batch)
+                batch = tiled(generator, batch, crop or batch.shape[2:])
             yield from zip(numbers, originals, batch.float().cpu(), strict=True)
 
     def finished(entry):
@@ -156,7 +163,7 @@ def tiled(generator, images, crop: tuple[int, int]):
     height, width = images.shape[2:]
     shape = min(crop[0], height), min(crop[1], width)
     if shape == (height, width):
-        return generator(images)
+        return generator(laid_out(images))
     tops, lefts = (
         sorted({*range(0, whole - part + 1, max(1, part // 2)), whole - part})
         for whole, part in zip((height, width), shape, strict=True)
@@ -168,7 +175,7 @@ def tiled(generator, images, crop: tuple[int, int]):
     for top in tops:
         for left in lefts:
             place = (..., slice(top, top + shape[0]), slice(left, left + shape[1]))
-            total[place] += window * generator(images[place]).float()
+            total[place] += window * generator(laid_out(images[place])).float()
             weight[place] += window
     return total / weight
 

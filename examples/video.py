@@ -54,7 +54,7 @@ def translator(model: str, reverse: bool, whole: bool, size: str | None, acceler
     def work(images):
         batch = batch_of(images, size, accelerator.device)
         with accelerator.autocast():
-            results = tiled(generator, batch, pair(crop)) if crop else generator(batch)
+            results = tiled(generator, batch, pair(crop) if crop else batch.shape[2:])
         return [
             resize_image(to_image(result), image.height, image.width)
             for image, result in zip(images, results, strict=True)
