@@ -86,7 +86,7 @@ ROWS = {
     "ssl, darkened": Row("--ssl --darken 0.5", "cyclegan+fl"),
     "ssl, mixed": Row("--ssl --translator darken", "cyclegan+fl"),
     "ssl, constant rho": Row("--ssl --rho 0.7,0.7", "cyclegan+fl"),
-    "ssl, constant lambda": Row("--ssl --lambda-ssl 75,75", "cyclegan+fl"),
+    "ssl, constant lambda": Row("--ssl --lambda-ssl 37.5,37.5", "cyclegan+fl"),
     "pseudo-labels": Row("--ssl --method threshold", "cyclegan+fl", SELFTRAIN),
     "class-balanced": Row("--ssl --method balanced", "cyclegan+fl", SELFTRAIN),
     "mixup": Row("--ssl --method mixup", "cyclegan+fl", SELFTRAIN),
