@@ -152,13 +152,13 @@ def train(options: SegTrainOptions) -> None:
         labels = {"day": batch["labels"], "fake_day": batch.get("fake_labels", batch["labels"])}
         valid = {name: run.mean((labels[name] != 255).sum().float()) for name in clean}
 
-        noisy, dropout = {}, []
+        noisy, dropout, rho, weight = {}, [], 0.0, 0.0
         if options.ssl and step >= ssl_start:
             # the day half of Eq. 15 is on the labelled batch's images, unless more are given
             more = "unlabelled_day" if "unlabelled_day" in batch else "day"
             noisy = ({f"fake_{more}": more} if train_on != "day" else {}) | {"strong_night": "weak_night"}
             dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots] * len(noisy)
-        rho, weight = (ramp(step, run.total, *numbers(values)) for values in (options.rho, options.lambda_ssl))
+            rho, weight = (ramp(step, run.total, *numbers(values)) for values in (options.rho, options.lambda_ssl))
         with accelerator.autocast():
             terms, taught = student_terms(student, look, batch, clean, noisy, labels, valid, dropout, rho, weight)
         seen = {f"mask_{name}": mask.mean() for name, (_, mask) in taught.items()}
