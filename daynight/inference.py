@@ -160,10 +160,11 @@ def tiled(generator, images, crop: tuple[int, int]):
     Instance norm sees in a whole image other statistics than in the crops it was trained on, and the translation is
     another: by day's bright sky the sky of a night stays bright.
     """
+    images = laid_out(images)
     height, width = images.shape[2:]
     shape = min(crop[0], height), min(crop[1], width)
     if shape == (height, width):
-        return generator(laid_out(images))
+        return generator(images)
     tops, lefts = (
         sorted({*range(0, whole - part + 1, max(1, part // 2)), whole - part})
         for whole, part in zip((height, width), shape, strict=True)
@@ -175,7 +176,7 @@ def tiled(generator, images, crop: tuple[int, int]):
     for top in tops:
         for left in lefts:
             place = (..., slice(top, top + shape[0]), slice(left, left + shape[1]))
-            total[place] += window * generator(laid_out(images[place])).float()
+            total[place] += window * generator(images[place]).float()
             weight[place] += window
     return total / weight
 

@@ -86,15 +86,14 @@ def student_terms(student, teacher, batch, clean, noisy, labels, valid, dropout,
     once: what is in both is computed twice only from dropout on.
     """
     images = torch.cat([batch[name] for name in dict.fromkeys([*clean, *noisy])])
+    logits, noisy_logits = (
+        student(images, clean=len(clean) * len(batch["day"]), dropout=dropout) if noisy else (student(images), None)
+    )
+    terms = {f"ce_{n}": losses.cross_entropy(x, labels[n], valid[n]) for n, x in split(logits, clean)}
     taught = {}
     if noisy:
-        logits, noisy_logits = student(images, clean=len(clean) * len(batch["day"]), dropout=dropout)
         with torch.no_grad():
             targets = teacher(torch.cat([batch[name] for name in noisy.values()])).float().softmax(1)
-    else:
-        logits = student(images)
-    terms = {f"ce_{n}": losses.cross_entropy(x, labels[n], valid[n]) for n, x in split(logits, clean)}
-    if noisy:
         for (name, x), target in zip(split(noisy_logits, noisy), targets.chunk(len(noisy)), strict=True):
             mask = losses.confidence_mask(target, rho)
             terms[f"ssl_{name}"] = weight * losses.consistency(target, x, mask)
@@ -154,7 +153,8 @@ def train(options: SegTrainOptions) -> None:
 
         noisy, dropout, rho, weight = {}, [], 0.0, 0.0
         if options.ssl and step >= ssl_start:
-            # the day half of Eq. 15 is on the labelled batch's images, unless more are given
+            # the day half of Eq. 15 is on the labelled batch's images, unless more are given: then the network has
+            # them already
             more = "unlabelled_day" if "unlabelled_day" in batch else "day"
             noisy = ({f"fake_{more}": more} if train_on != "day" else {}) | {"strong_night": "weak_night"}
             dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots] * len(noisy)

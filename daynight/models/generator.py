@@ -28,7 +28,7 @@ class UpConv(nn.Conv2d):
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.weight)
 
     def forward(self, x):
-        # as F.pad's "replicate", whose gradient torch.compile gets wrong (2.14: strides are not as it expects)
+        # as F.pad's "replicate", whose gradient fails under torch.compile (2.14: strides are not as it expects)
         for dim in (2, 3):
             first, last = (x.narrow(dim, i, 1) for i in (0, x.shape[dim] - 1))
             x = torch.cat([first, first, x, last, last], dim)
