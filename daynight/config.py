@@ -276,7 +276,15 @@ class TranslateTrainOptions(TrainingOptions):
     gan: Annotated[Literal["bce", "lsgan"], option("--gan", OPTIMISATION, "Eq. 4, or least squares.")] = "bce"
     lambda_cyc: Annotated[float, option("--lambda-cyc", OPTIMISATION, "Weight of Eq. 7.", min=0, max=1e6)] = 10.0
     lambda_feature: Annotated[
-        float, option("--lambda-feature", OPTIMISATION, "Weight of Eq. 10; 0 loads no network.", min=0, max=1e6)
+        float,
+        option(
+            "--lambda-feature",
+            OPTIMISATION,
+            "Weight of Eq. 10; 0 loads no network. Not measured with VGG-19; with two layers of EfficientNet 0, 0.5, 2, 8 "
+            "kept 51, 74, 82, 84 % of what a day model sees, and 8 left skies bright (examples/night).",
+            min=0,
+            max=1e6,
+        ),
     ] = 1.0
     feature_network: Annotated[
         str, option("--feature-network", MODEL, "Frozen network of Eq. 10: any of timm's (§3.2).")
