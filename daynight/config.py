@@ -280,8 +280,8 @@ class TranslateTrainOptions(TrainingOptions):
         option(
             "--lambda-feature",
             OPTIMISATION,
-            "Weight of Eq. 10; 0 loads no network. Not measured with VGG-19; with two layers of EfficientNet 0, 0.5, 2, "
-            "8 kept 51, 74, 82, 84 % of what a day model sees, and 8 left skies bright (examples/night).",
+            "Weight of Eq. 10; 0 loads no network. Not measured with VGG-19; with two layers of EfficientNet 0, 0.5, "
+            "2, 8 kept 51, 74, 82, 84 % of what a day model sees, and 8 left skies bright (examples/night).",
             min=0,
             max=1e6,
         ),
