@@ -28,7 +28,7 @@ def data(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     trees.folder(data / "camvid_day", classes=CLASSES, train=5, val=3)
     trees.folder(data / "camvid_dusk", classes=CLASSES, train=7, val=0)
-    trees.bdd100k(data / "bdd", train=("night",) * 4, val=("night",) * 3)
+    trees.bdd100k(data / "bdd", train=("night",) * 4 + ("daytime",) * 2, val=("night",) * 3 + ("daytime",))
     for name in ("bdd_night", "bdd_day"):
         trees.folder(data / name, classes=CLASSES, train=0, val=3, brightness=90)
     return data
@@ -142,6 +142,20 @@ def test_a_rival_and_its_translator(table):
         dusk.train(row, 0)
     assert [line.split()[-1].split("/")[-1] for line in dusk.ran][-1] == "cycada+day-0"
     assert len(dusk.scores("mixup")) == len(dusk.scores("cycada+day")) == 1
+
+
+def test_translators_of_other_days(table, data):
+    night = table("night")
+    for row in ("bdd days+day", "all days+day"):
+        night.train(row, 0)
+    links = {split: list((night.out / "camvid_day+bdd/images" / split).iterdir()) for split in ("train", "val")}
+    assert {split: len(some) for split, some in links.items()} == {"train": 5 + 2, "val": 3 + 1}
+    options = [json.loads((night.out / f"translators/{name}/options.json").read_text())["options"]
+               for name in ("bdd days", "all days")]  # fmt: skip
+    assert [Path(o["day"]).name for o in options] == ["bdd", "camvid_day+bdd"]
+    # both see the same labelled days to train on
+    assert all(len(list((night.out / f"translations/{name}").rglob("*.png"))) for name in ("bdd days", "all days"))
+    assert len(night.scores("all days+day")) == 1
 
 
 def test_recipes_and_rows_are_what_the_commands_take():

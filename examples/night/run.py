@@ -43,12 +43,14 @@ DUSK_AGAIN = 10  # links to each of the oracle's dusk images: as many as there a
 
 
 class Row(NamedTuple):
-    """A training: its options, the learned translator it needs, its program, and how much longer than others it is."""
+    """A training: its options, the learned translator it needs, its program, how much longer than others it is, and the
+    days it learns from."""
 
     options: str = ""
     translator: str | None = None
     program: tuple = (*DAYNIGHT, "seg-train")
     longer: float = 1
+    day: str = "camvid_day"
 
 
 SELFTRAIN = (RIVALS / "selftrain.py",)
@@ -58,6 +60,8 @@ TRANSLATORS = {
     "cyclegan": Row("--lambda-feature 0", program=GAN),
     "cyclegan+fl": Row(program=GAN),
     "cycada": Row(program=(RIVALS / "cycada.py",)),
+    "bdd days": Row(program=GAN, day="bdd"),
+    "all days": Row(program=GAN, day="camvid_day+bdd"),
 }
 # one choice of the translator at a time, at a fraction of the steps; what each does is for measure.py to say
 STUDY = {
@@ -87,6 +91,8 @@ ROWS = {
     "ssl, mixed": Row("--ssl --translator darken", "cyclegan+fl"),
     "ssl, constant rho": Row("--ssl --rho 0.7,0.7", "cyclegan+fl"),
     "ssl, constant lambda": Row("--ssl --lambda-ssl 37.5,37.5", "cyclegan+fl"),
+    "bdd days+day": Row("--train-on both", "bdd days"),
+    "all days+day": Row("--train-on both", "all days"),
     "pseudo-labels": Row("--ssl --method threshold", "cyclegan+fl", SELFTRAIN),
     "class-balanced": Row("--ssl --method balanced", "cyclegan+fl", SELFTRAIN),
     "mixup": Row("--ssl --method mixup", "cyclegan+fl", SELFTRAIN),
@@ -131,12 +137,13 @@ class Table1:
         """A learned translator's run, finished. One serves all seeds."""
         folder, row = self.out / "translators" / name, TRANSLATORS[name]
         words = ["--judge", self.train("baseline", 0)] if name == "cycada" else ["--feature-weights", self.weights]
-        return self.translate_train(f"translator {name}", folder, *row.program, *row.options.split(), *words)
+        words = [*row.program, *row.options.split(), *words, "--day", self.days(row.day)]
+        return self.translate_train(f"translator {name}", folder, *words)
 
     def translate_train(self, name: str, folder: Path, *words) -> Path:
         """A run of a program for translators, finished."""
         if not (folder / "done").is_file():
-            words += ("--config", self.translating, "--day", self.data / "camvid_day", *self.night, "--out", folder)
+            words += ("--config", self.translating, *self.night, "--out", folder)
             self.spend(name, run(*words))
             (folder / "done").touch()
         return folder
@@ -147,6 +154,7 @@ class Table1:
         runs = []
         for name, options in STUDY.items():
             words = (*GAN, *options.split(), "--feature-weights", self.weights, "--steps", steps)
+            words += ("--day", self.data / "camvid_day")
             runs.append(self.translate_train(f"translator study {name}", self.out / "study" / name, *words))
         words = ["--day", self.data / "camvid_day", *self.night, "--weights", self.weights]
         run(HERE / "measure.py", *runs, *words, "--judge", self.train("baseline", 0), "--out", self.out / "study")
@@ -191,6 +199,15 @@ class Table1:
             words += ["--steps", round(row.longer * json.loads(self.segmenting.read_text())["steps"])]
         self.spend(f"{name}-{seed}", run(*row.program, *words, "--day", day, *self.night, "--out", folder))
 
+    def days(self, names: str) -> Path:
+        """A data set of days, or one of links to the days of several, joined by +."""
+        if "+" not in names:
+            return self.data / names
+        for split in ("train", "val"):
+            sets = [load(str(self.data / n), self.data, "--data", splits=[split], time="day") for n in names.split("+")]
+            link_all(self.out / names / "images" / split, [path for one in sets for path in one.images])
+        return self.out / names
+
     def half(self, i: int) -> Path:
         """A data set of links: by day all training images, and one half of the dusk images; val is the other half."""
         tree = self.out / f"half-{i}"
@@ -199,12 +216,8 @@ class Table1:
         middle = len(pairs[1]) // 2
         mine, others = (pairs[1][:middle], pairs[1][middle:])[:: 1 if i == 0 else -1]
         for split, some in (("train", pairs[0] + mine * DUSK_AGAIN), ("val", others)):
-            for number, pair in enumerate(some):
-                for kind, path in zip(("images", "labels"), pair, strict=True):
-                    link = tree / kind / split / f"{number:04d}{path.suffix}"
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    if not link.is_symlink():
-                        link.symlink_to(path.resolve())
+            for kind, paths in zip(("images", "labels"), zip(*some, strict=True), strict=True):
+                link_all(tree / kind / split, paths)
         shutil.copy(self.data / "camvid_day/classes.json", tree)
         return tree
 
@@ -268,6 +281,15 @@ class Table1:
             *([x.resize((width, width * x.height // x.width)) for x in c] for c in columns.values()), strict=True
         )
         save_image(grid([list(row) for row in rows], list(columns)), self.out / "figure.png")
+
+
+def link_all(folder: Path, paths) -> None:
+    """Links by number, in this order, so that files of one name from several sets do not meet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(paths):
+        link = folder / f"{number:04d}{path.suffix}"
+        if not link.is_symlink():
+            link.symlink_to(path.resolve())
 
 
 def hit_share(counts) -> float:
