@@ -44,7 +44,7 @@ DUSK_AGAIN = 10  # links to each of the oracle's dusk images: as many as there a
 
 class Row(NamedTuple):
     """A training: its options, the learned translator it needs, its program, how much longer than others it is, and the
-    days it learns from."""
+    days that a translator learns from."""
 
     options: str = ""
     translator: str | None = None
@@ -151,12 +151,11 @@ class Table1:
     def study(self) -> None:
         """Short translators, each another in one choice, and what `measure.py` finds of them, in study/."""
         steps = round(STUDIED * json.loads(self.translating.read_text())["steps"])
-        runs = []
+        day, runs = ["--day", self.data / "camvid_day"], []
         for name, options in STUDY.items():
-            words = (*GAN, *options.split(), "--feature-weights", self.weights, "--steps", steps)
-            words += ("--day", self.data / "camvid_day")
+            words = (*GAN, *options.split(), "--feature-weights", self.weights, "--steps", steps, *day)
             runs.append(self.translate_train(f"translator study {name}", self.out / "study" / name, *words))
-        words = ["--day", self.data / "camvid_day", *self.night, "--weights", self.weights]
+        words = [*day, *self.night, "--weights", self.weights]
         run(HERE / "measure.py", *runs, *words, "--judge", self.train("baseline", 0), "--out", self.out / "study")
 
     def translations(self, name: str) -> Path:
