@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from daynight.predictors import Segmenter, Translator
+    from daynight.inference.predictors import Segmenter, Translator
 
 __version__ = "0.1.0"
 __all__ = ["load_generator", "load_segmenter"]
@@ -14,9 +14,9 @@ def load_segmenter(path: "str | os.PathLike[str]", device: str | None = None) ->
     """A trained segmentation network: `segmenter(image)` gives the H×W train ids of a PIL image.
 
     path: a run of seg-train, a model folder, or a Hub id, also id@revision. device: "cpu", "cuda:1", …; default: the
-    GPU where there is one. Raises `daynight.errors.InputError` where there is no such model.
+    GPU where there is one. Raises `daynight.system.errors.InputError` where there is no such model.
     """
-    from daynight.predictors import Segmenter, device_of
+    from daynight.inference.predictors import Segmenter, device_of
 
     return Segmenter(os.fspath(path), device_of(device))
 
@@ -29,9 +29,9 @@ def load_generator(
     """A trained generator: `translator(image)` gives the translation of a PIL image, of the same size.
 
     path: a run of translate-train, of which `part` is taken, a model folder, or a Hub id, also id@revision. device:
-    "cpu", "cuda:1", …; default: the GPU where there is one. Raises `daynight.errors.InputError` where there is no such
-    model.
+    "cpu", "cuda:1", …; default: the GPU where there is one. Raises `daynight.system.errors.InputError` where there is
+    no such model.
     """
-    from daynight.predictors import Translator, device_of
+    from daynight.inference.predictors import Translator, device_of
 
     return Translator(os.fspath(path), part, device_of(device))

@@ -16,7 +16,7 @@ from typing import Annotated, get_type_hints
 import typer
 
 from daynight import __version__, config
-from daynight.errors import InputError, RunError
+from daynight.system.errors import InputError, RunError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -24,17 +24,17 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_mar
 COMMANDS = (
     ("translate-train", config.TranslateTrainOptions, "daynight.translation:train",
      "Learn day → night: CycleGAN with a feature loss (§3.2)."),
-    ("translate", config.TranslateOptions, "daynight.translation:translate",
+    ("translate", config.TranslateOptions, "daynight.inference.translate:translate",
      "Translate a tree of images; its labels come along."),
     ("seg-train", config.SegTrainOptions, "daynight.segmentation:train",
      "Train on day, translated and real night images (§3.3)."),
-    ("eval", config.EvalOptions, "daynight.evaluation:evaluate",
+    ("eval", config.EvalOptions, "daynight.evaluation.scoring:evaluate",
      "Score teachers on labelled data sets, as Table 1 (§4.3)."),
-    ("predict", config.PredictOptions, "daynight.evaluation:predict",
+    ("predict", config.PredictOptions, "daynight.inference.predict:predict",
      "Label a tree of images: ids, colours and overlays."),
-    ("export", config.ExportOptions, "daynight.export:export",
+    ("export", config.ExportOptions, "daynight.inference.export:export",
      "Write a teacher or generator as ONNX, and check it."),
-    ("demo", config.DemoOptions, "daynight.demo:demo",
+    ("demo", config.DemoOptions, "daynight.demo.demo:demo",
      "The whole method in minutes, on drawn streets."),
 )  # fmt: skip
 
@@ -195,6 +195,6 @@ def main() -> None:
         who = "daynight" if rank == "0" else f"daynight, process {rank}"
         print(f"{who}: " + " ".join(message.split()), file=sys.stderr)
     # where others may have failed, parting could wait for them; a command that has not begun needs no torch
-    if code not in (1, 2) and "daynight.processes" in sys.modules:
-        sys.modules["daynight.processes"].leave()
+    if code not in (1, 2) and "daynight.system.processes" in sys.modules:
+        sys.modules["daynight.system.processes"].leave()
     sys.exit(code)

@@ -13,6 +13,10 @@ import typer
 
 DATA, MODEL, OPTIMISATION, OUTPUT, ADVANCED = "Data", "Model", "Optimisation", "Output", "Advanced"
 
+# what may differ between a run and its continuation
+FREE = {"config", "resume", "out", "debug", "data_root", "num_workers"}
+FREE |= {"save_every", "log_every", "log", "dry_run", "stall_minutes", "skip_unreadable", "cache", "cache_limit"}
+
 
 def option(name: str, panel: str, help: str, **settings):
     return typer.Option(..., name, help=help, rich_help_panel=panel, **settings)

@@ -6,24 +6,26 @@ from pathlib import Path
 import torch
 
 from daynight import losses
-from daynight.audit import ignoring
 from daynight.config import SegTrainOptions, numbers, pair
-from daynight.console import say
 from daynight.data.cache import Cache
-from daynight.data.headers import check_files
-from daynight.data.layouts import ImageSet, check_disjoint, counterparts, load, locate, missing, resolve, thinned
-from daynight.data.sampling import LabelledPhotographs, Photographs, Skipped, batches, choose, generator
+from daynight.data.images import LabelledPhotographs, Photographs
+from daynight.data.layouts.tree import locate, resolve
+from daynight.data.sampling import Skipped, batches, choose, generator
+from daynight.data.sets import ImageSet, check_disjoint, counterparts, load, missing, thinned
 from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled, to_image
-from daynight.ema import EMA
-from daynight.errors import InputError
-from daynight.files import read_json
-from daynight.health import TeacherHealth
+from daynight.inference.audit import ignoring
 from daynight.models.deeplab import DeepLabV2
+from daynight.models.ema import EMA
 from daynight.models.generator import Generator
-from daynight.previews import grid, label_image
-from daynight.run import Run, ramp
-from daynight.validation import Best, SegmentationValidation, fingerprints, held_out
-from daynight.weights import find_model, identity, load_model, pretrained
+from daynight.models.hub import find_model, identity, load_model, pretrained
+from daynight.reports.previews import grid, label_image
+from daynight.system.console import say
+from daynight.system.errors import InputError
+from daynight.system.files import read_json
+from daynight.training.headers import check_files
+from daynight.training.health import TeacherHealth
+from daynight.training.run import Run, ramp
+from daynight.training.validation import Best, SegmentationValidation, fingerprints, held_out
 
 
 def check(options: SegTrainOptions) -> None:

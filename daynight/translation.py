@@ -1,36 +1,28 @@
 """`translate-train` and `translate`: the day ↔ night translator of §3.2."""
 
-import os
-import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 
-from daynight import audit, losses
-from daynight.config import TranslateOptions, TranslateTrainOptions, pair
-from daynight.console import counted, say
-from daynight.data.headers import check_files
-from daynight.data.labels import Classes
-from daynight.data.layouts import check_disjoint, companions, image_files, labels_of, load, locate, resolve
-from daynight.data.sampling import Images, Photographs, Skipped, batches, choose, generator
-from daynight.data.transforms import cut, random_box, scaled, target_size
-from daynight.ema import EMA
-from daynight.errors import InputError
-from daynight.files import replace
-from daynight.inference import Writer, check_apart, claim, is_whole, reading_threads, save_image
-from daynight.inference import translate as translations
+from daynight import losses
+from daynight.config import TranslateTrainOptions, pair
+from daynight.data.images import Photographs
+from daynight.data.sampling import Skipped, batches, choose, generator
+from daynight.data.sets import check_disjoint, load
+from daynight.data.transforms import cut, random_box, scaled
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.discriminator import Discriminator
+from daynight.models.ema import EMA
 from daynight.models.generator import Generator
+from daynight.models.hub import find_model, identity, load_model, pretrained
 from daynight.models.perceptual import FeatureNetwork
-from daynight.previews import tensor_grid
-from daynight.processes import gathered, share_out, together
-from daynight.run import Run, make_accelerator
-from daynight.validation import Best, TranslationValidation, fingerprints, held_out
-from daynight.weights import find_model, identity, load_model, pretrained
+from daynight.reports.previews import tensor_grid
+from daynight.system.console import say
+from daynight.system.errors import InputError
+from daynight.training.headers import check_files
+from daynight.training.run import Run
+from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out
 
 
 class Generators(nn.Module):
@@ -254,87 +246,3 @@ def build_generators(options: TranslateTrainOptions) -> Generators:
         return Generators(*found).train()
     settings = options.blocks, options.width, options.upsample, options.size, options.crop
     return Generators(*(Generator(*settings) for _ in range(2)))
-
-
-def translate(options: TranslateOptions) -> None:
-    """Translate every image of a tree into `options.out`; labels of a known layout come along (§3.2).
-
-    What is there and whole is skipped. Images keep their size, unless one is asked for.
-    """
-    accelerator = make_accelerator(options.precision)
-    given = resolve(options.in_, Path(options.data_root), "--in")
-    root, out = locate(given).root, Path(options.out)
-    check_apart(root, out)
-    paths = image_files(given)
-    judge, labels = auditor(options, given, accelerator.device)
-    part = "night2day" if options.reverse else "day2night"
-    model = load_model(options.model, part, "--model", Generator).to(accelerator.device)
-    tiles = None if options.whole else model.config["crop"]
-    record = {"model": identity(find_model(options.model, part, "--model")), "size": options.size, "tiles": tiles}
-    with together():
-        lock = claim(out, "translation.json", record) if accelerator.is_main_process else nullcontext()
-
-    todo, missing = share_out(paths, lambda path: not is_whole(out / path.relative_to(root)))
-    say(f"{options.in_} → {out}: {len(paths):,} images, {len(paths) - missing:,} there")
-    size = options.size or model.config["size"]
-    threads = reading_threads(options.num_workers, accelerator)
-    results = translations(
-        model, Images(todo), size, tiles and pair(tiles), options.batch_size, accelerator, threads, not options.size
-    )
-    with lock:
-        with Writer(options.png_level) as writer:
-            for i, _, image in counted(results, len(todo), "images"):
-                writer.save(image, out / todo[i].relative_to(root))
-        if accelerator.is_main_process:
-            if judge:
-                audit.begin(judge, root, out, labels_of(given)[0])
-            carry(root, companions(given), out, options.size)
-        gathered(None)  # who returns finds all of it there
-        if judge:
-            audit.audit(judge, root, out, paths, labels, accelerator, threads)
-
-
-def auditor(options: TranslateOptions, given: Path, device) -> tuple[audit.Judge | None, audit.Labels | None]:
-    """The model of `--audit`, and the labels into which it is to write. Raises `InputError` where there are none."""
-    if not options.audit:
-        if options.audit_ignore:
-            raise InputError("--audit-ignore: is for --audit to say; give --audit RUN, or leave it out")
-        return None, None
-    model = load_model(options.audit, "teacher", "--audit", DeepLabV2).to(device)
-    classes = Classes(tuple(model.config["names"]), tuple(map(tuple, model.config["colors"])))
-    record = {"model": identity(find_model(options.audit, "teacher", "--audit")), "ignore": options.audit_ignore}
-    judge = audit.Judge(options.audit, model, classes, record)
-    if not options.audit_ignore:
-        return judge, None
-    of_image, label_classes = labels_of(given)
-    if not of_image:
-        raise InputError(f"--audit-ignore: {options.in_} has no labels to write into; leave it out")
-    known = {name.casefold() for name in classes.names}
-    if known.isdisjoint(map(str.casefold, label_classes.names)):
-        raise InputError(f"--audit-ignore: none of the classes of {options.in_} is one of --audit {options.audit}")
-    return judge, audit.Labels(of_image, label_classes, options.size is not None)
-
-
-def carry(root: Path, files: tuple[Path, ...], out: Path, size: str | None) -> None:
-    """Take label files and what belongs to them along: linked, or copied where the file system has no links; resized
-    by nearest neighbour where the images are."""
-    for path in files:
-        target = out / path.relative_to(root)
-        if target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if size and path.suffix == ".png":
-            try:
-                label = Image.open(path)
-                label.load()
-            # Pillow answers damaged files with exceptions of any kind
-            except Exception as error:
-                raise InputError(f"{path}: cannot be read as a label ({error})") from error
-            height, width = target_size(label.height, label.width, size)
-            save_image(label.resize((width, height), Image.Resampling.NEAREST), target)
-            continue
-        try:
-            os.link(path.resolve(), target)
-        except OSError:
-            replace(target, lambda temporary, path=path: shutil.copyfile(path, temporary))
-    say(f"{len(files):,} label files and their like came along")

@@ -38,29 +38,32 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from daynight import inference, losses
+from daynight import losses
 from daynight.config import SegTrainOptions, TranslateTrainOptions, numbers
-from daynight.console import say, show
 from daynight.data.cache import Cache
-from daynight.data.sampling import Images, Photographs, generator, scaled
-from daynight.data.transforms import cut, random_box, to_tensor
-from daynight.ema import EMA
-from daynight.files import write_json
-from daynight.metrics import confusion_matrix
+from daynight.data.images import Images, Photographs
+from daynight.data.sampling import generator
+from daynight.data.transforms import cut, random_box, scaled, to_tensor
+from daynight.evaluation.metrics import confusion_matrix
+from daynight.inference import tiles as inference
 from daynight.models.deeplab import DeepLabV2
+from daynight.models.ema import EMA
 from daynight.models.generator import Generator, init
+from daynight.models.hub import save_model
 from daynight.models.perceptual import FeatureNetwork
-from daynight.run import ramp
 from daynight.segmentation import student_terms
+from daynight.system.console import say, show
+from daynight.system.files import write_json
+from daynight.training.run import ramp
 from daynight.translation import Discriminators, Generators, History, generator_terms
-from daynight.weights import save_model
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 CLASSES = [(f"class {i}", (i, i, i)) for i in range(19)]
 # the kept part of a command, without its imports; VmHWM, as ru_maxrss of a child begins with its parent's
 COMMAND = """
 import json, resource, sys, time
-from daynight import cli, evaluation, translation
+from daynight import cli, translation
+from daynight.evaluation import scoring as evaluation
 began = time.monotonic()
 try:
     cli.main()
@@ -345,7 +348,7 @@ def our_translate(model, paths: list[Path], out: Path, machine) -> None:
     """What `daynight translate --whole` does."""
     threads = inference.reading_threads(None, machine)
     with inference.Writer() as writer:
-        for i, _, image in inference.translate(model, Images(paths), "native", None, 1, machine, threads):
+        for i, _, image in inference.translations(model, Images(paths), "native", None, 1, machine, threads):
             writer.save(image, out / paths[i].name)
 
 

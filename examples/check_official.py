@@ -27,7 +27,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from daynight.data.labels import CITYSCAPES, LABEL_ID_COUNT, LABEL_ID_OF, TRAIN_ID_OF, read_label
-from daynight.metrics import confusion_matrix
+from daynight.evaluation.metrics import confusion_matrix
 
 NOWHERE, UNLABELLED, UNFOUND = 31, 28, 32  # label ids of train, bus, motorcycle
 

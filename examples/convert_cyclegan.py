@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from daynight.config import is_size
-from daynight.errors import InputError
 from daynight.models.generator import Generator
-from daynight.weights import save_model
+from daynight.models.hub import save_model
+from daynight.system.errors import InputError
 
 WANTED = "wanted: a ResNet generator with instance norm, as *_net_G.pth, *_net_G_A.pth or *_net_G_B.pth"
 

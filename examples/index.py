@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from daynight.config import SegTrainOptions
-from daynight.data import streets
-from daynight.errors import InputError
-from daynight.files import read_json, write_json
+from daynight.demo import streets
+from daynight.system.errors import InputError
+from daynight.system.files import read_json, write_json
 
 MEASURES = ("index", "night_agreement", "night_flip", "night_scale", "night_mask", "day_miou", "day_accuracy", "step")
 # row: options of seg-train, and what --lr is multiplied by
@@ -138,7 +138,7 @@ def main() -> None:
             streets.write(given.night, 0, night=True, train=150, val=80)
         given.dataset = given.dataset or given.night
         if not config:
-            from daynight.demo import SEGMENTATION  # brings all of the package
+            from daynight.demo.demo import SEGMENTATION  # brings all of the package
 
             config = given.out / "config.json"
             write_json(config, SEGMENTATION | {"size": "64", "crop": "64x128"})

@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from daynight.data import streets
+from daynight.demo import streets
 
 SMALL = "--size native --crop 32 --batch-size 2 --steps 10 --save-every 2 --log-every 3 --precision no"
 COMMANDS = {

@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from daynight.data.labels import CITYSCAPES, IGNORE, read_label, to_label_ids
-from daynight.errors import InputError
+from daynight.system.errors import InputError
 
 
 class Server(NamedTuple):

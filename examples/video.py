@@ -19,17 +19,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 from daynight.config import is_size, pair
-from daynight.console import counted, say
 from daynight.data.transforms import resize_image, target_size, to_image, to_tensor
-from daynight.errors import InputError
-from daynight.evaluation import classes_of
-from daynight.files import replace
-from daynight.inference import tiled
+from daynight.inference.tiles import tiled
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
-from daynight.previews import overlay
-from daynight.run import make_accelerator
-from daynight.weights import load_model
+from daynight.models.hub import classes_of, load_model
+from daynight.reports.previews import overlay
+from daynight.system.console import counted, say
+from daynight.system.errors import InputError
+from daynight.system.files import replace
+from daynight.system.processes import make_accelerator
 
 try:
     import av

@@ -34,7 +34,7 @@ def models(tmp_path_factory):
     from daynight.data.labels import CITYSCAPES
     from daynight.models.deeplab import DeepLabV2
     from daynight.models.generator import Generator
-    from daynight.weights import save_model
+    from daynight.models.hub import save_model
 
     runs = tmp_path_factory.mktemp("models") / "runs"
     for part in ("day2night", "night2day"):
@@ -535,7 +535,7 @@ def test_a_translator_without_what_cannot_be_read(home, spoilt):
 
 def test_what_is_skipped_is_drawn_again_from_the_same_generator():
     from daynight.data.sampling import batches, choose, generator
-    from daynight.errors import Unreadable
+    from daynight.system.errors import Unreadable
 
     def draw(g, step):
         i = choose(4, g)

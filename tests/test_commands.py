@@ -421,7 +421,7 @@ def draw_model(folder, new, paths):
     import torch
 
     from daynight.models.deeplab import DeepLabV2
-    from daynight.weights import load_model, save_model
+    from daynight.models.hub import load_model, save_model
 
     model = load_model(str(folder), "teacher", "--model", DeepLabV2)
     with torch.no_grad():

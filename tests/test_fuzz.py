@@ -16,11 +16,10 @@ from daynight import cli
 from daynight.config import is_size, pair
 from daynight.data.labels import colorize, read_classes
 from daynight.data.transforms import target_size
-from daynight.errors import InputError
-from daynight.evaluation import classes_of
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
-from daynight.weights import load_model, save_model
+from daynight.models.hub import classes_of, load_model, save_model
+from daynight.system.errors import InputError
 
 # the same examples every time; none between 5 and 10**12, which would be a network that fits no memory
 FUZZ = settings(max_examples=100, deadline=None, derandomize=True, database=None)

@@ -7,8 +7,8 @@ import trees
 from PIL import Image
 
 from daynight.config import SegTrainOptions
-from daynight.data.layouts import load
 from daynight.data.sampling import generator
+from daynight.data.sets import load
 from daynight.segmentation import Draw
 
 CROPS = 60

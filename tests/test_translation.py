@@ -6,11 +6,12 @@ import torch
 
 from daynight import translation
 from daynight.config import TranslateTrainOptions
-from daynight.data import streets
-from daynight.data.sampling import Photographs, generator
+from daynight.data.images import Photographs
+from daynight.data.sampling import generator
+from daynight.demo import streets
 from daynight.models.generator import Generator
+from daynight.models.hub import load_model
 from daynight.translation import History
-from daynight.weights import load_model
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from daynight.console import say, warn
 from daynight.data.transforms import target_size
-from daynight.files import replace
+from daynight.system.console import say, warn
+from daynight.system.files import replace
 
 HEAD = 12  # bytes before each array: checksum, height, width
 JPEG_SHARE = 0.2  # what JPEG at quality 95 leaves of the bytes, at most, by experience

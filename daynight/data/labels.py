@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from daynight.errors import InputError, Unreadable
+from daynight.system.errors import InputError, Unreadable
 
 IGNORE = 255
 _WANTED = 'expected a list of {"name": "road", "color": [128, 64, 128]}'

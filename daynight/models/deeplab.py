@@ -1,50 +1,10 @@
 """DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2), or on any timm backbone."""
 
-import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-
-def vgg_backbone(**timm_options) -> nn.Sequential:
-    """VGG-16's convolutions at output stride 8: pool4 and pool5 with stride 1, conv5 dilated by 2."""
-    network = timm.create_model("vgg16", num_classes=0, **timm_options)
-    features = network.features
-    pools = [i for i, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
-    for i in pools:
-        features[i] = nn.MaxPool2d(3, stride=1 if i in pools[3:] else 2, padding=1)
-    for layer in features[pools[3] :]:
-        if isinstance(layer, nn.Conv2d):
-            layer.dilation, layer.padding = (2, 2), (2, 2)
-    features.channels, features.output_stride, features.pretrained_cfg = 512, 8, network.pretrained_cfg
-    return features
-
-
-def timm_backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
-    """The last stage of a timm network, at `output_stride` or, where it takes none, at its own.
-
-    Raises `ValueError` for a network that cannot be a backbone.
-    """
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no network {name!r}")
-    timm_options |= {"features_only": True, "out_indices": (-1,)}
-    try:
-        network = timm.create_model(name, output_stride=output_stride, **timm_options)
-    # timm's networks refuse a stride in these three ways; then they run at their own
-    except (TypeError, AssertionError, NotImplementedError):
-        network = None
-    try:
-        network = network or timm.create_model(name, **timm_options)
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, 65, 97))
-            features = network(torch.zeros(1, 3, 64, 96))[-1]
-    except (TypeError, AssertionError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be a backbone: {error or 'it gives no feature maps'}") from None
-    network.channels = network.feature_info.channels()[-1]
-    network.output_stride = 64 // max(1, features.shape[-2])
-    if features.shape[1:] != (network.channels, 64 // network.output_stride, 96 // network.output_stride):
-        raise ValueError(f"{name} cannot be a backbone: its last stage is not a feature map of any input size")
-    return network
+from daynight.models.backbones import timm_backbone, vgg_backbone
 
 
 class ASPP(nn.Module):

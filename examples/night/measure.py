@@ -31,19 +31,21 @@ from torchvision.transforms.v2 import functional as TF
 
 from daynight import losses
 from daynight.config import pair
-from daynight.console import say
-from daynight.data.layouts import ImageSet, load
-from daynight.data.sampling import LabelledPhotographs, Photographs, generator
+from daynight.data.images import LabelledPhotographs, Photographs, save_image
+from daynight.data.sampling import generator
+from daynight.data.sets import ImageSet, load
 from daynight.data.transforms import darken, fourier, to_image
-from daynight.errors import InputError
-from daynight.inference import logits_of, save_image, tiled
-from daynight.metrics import accuracy, confusion_matrix, kid, mean_iou
+from daynight.evaluation.metrics import accuracy, confusion_matrix, kid, mean_iou
+from daynight.inference.tiles import logits_of, tiled
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
+from daynight.models.hub import load_model, pretrained
 from daynight.models.perceptual import FeatureNetwork
-from daynight.previews import grid
-from daynight.run import make_accelerator
-from daynight.weights import load_model, pretrained, write_json
+from daynight.reports.previews import grid
+from daynight.system.console import say
+from daynight.system.errors import InputError
+from daynight.system.files import write_json
+from daynight.system.processes import make_accelerator
 
 NETWORK = "tf_efficientnet_lite0"
 FEATURES = ("blocks.2", "blocks.4", "bn2")  # strides 8, 16 and 32; the last is what the classifier averages, 1,280 wide

@@ -18,17 +18,17 @@ from typing import NamedTuple
 import torch
 
 from daynight.config import EvalOptions
+from daynight.data.images import Images, save_image
 from daynight.data.labels import read_label
-from daynight.data.layouts import load
-from daynight.data.sampling import Images
-from daynight.evaluation import classes_of, compare
-from daynight.files import write_json
-from daynight.inference import save_image, segment
-from daynight.metrics import bootstrap, interval, mean_iou_of
+from daynight.data.sets import load
+from daynight.evaluation.metrics import bootstrap, interval, mean_iou_of
+from daynight.evaluation.scoring import compare
+from daynight.inference.tiles import segment
 from daynight.models.deeplab import DeepLabV2
-from daynight.previews import grid, label_image
-from daynight.run import make_accelerator
-from daynight.weights import load_model
+from daynight.models.hub import classes_of, load_model
+from daynight.reports.previews import grid, label_image
+from daynight.system.files import write_json
+from daynight.system.processes import make_accelerator
 
 FIVE = ("sky", "building", "road", "tree", "car")  # by which bdd_night and bdd_day are to be read
 HERE = Path(__file__).parent

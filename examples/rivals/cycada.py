@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from daynight import cli, losses, translation
 from daynight.config import MODEL, TranslateTrainOptions, option
 from daynight.models.deeplab import DeepLabV2
-from daynight.weights import load_model
+from daynight.models.hub import load_model
 
 
 @dataclass(kw_only=True)

@@ -19,11 +19,11 @@ import torch
 
 from daynight import cli, losses
 from daynight.config import OPTIMISATION, SegTrainOptions, numbers, option
-from daynight.data.layouts import load
 from daynight.data.sampling import batches, generator
-from daynight.ema import EMA
-from daynight.run import Run, ramp
+from daynight.data.sets import load
+from daynight.models.ema import EMA
 from daynight.segmentation import Draw, build_student, translation_source
+from daynight.training.run import Run, ramp
 
 METHODS = Literal["threshold", "balanced", "mixup"]
 

@@ -1,0 +1,181 @@
+"""Images and labels as they are read from disk and written to it."""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from daynight.data.cache import Cache
+from daynight.data.labels import read_label
+from daynight.data.sets import ImageSet
+from daynight.data.transforms import resize_image, resize_label, scaled, target_size
+from daynight.system.errors import RunError, Unreadable
+from daynight.system.files import replace
+
+# of damaged metadata, and of sizes that a camera may well have: whatever cannot be read raises an error besides
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class Images:
+    """The images of some paths: `images[i]` is an RGB image, upright as its EXIF says.
+
+    Raises `Unreadable` naming a file that cannot be read.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        path = self.paths[i]
+        try:
+            with Image.open(path) as image:
+                return to_rgb(ImageOps.exif_transpose(image))
+        # Pillow answers damaged files with exceptions of any kind
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):
+                reason = "in no format that Pillow knows" if path.stat().st_size else "the file is empty"
+            raise Unreadable(f"{path}: not a readable image ({reason})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode in 8 bits a channel: of 16-bit grey 65535 becomes 255, alpha is dropped.
+
+    Raises `ValueError` where it is not known which value is white.
+    """
+    if image.mode == "F":
+        raise ValueError("of floating-point values; expected 8 or 16 bits")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError("of 32 bits a pixel; expected 8 or 16")
+        image = Image.fromarray((levels / 257).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+class Photographs:
+    """Images at `size`, as tensors: what trainings draw from."""
+
+    def __init__(self, paths: Sequence[Path], size: str):
+        self.images, self.size, self.kept = Images(paths), size, None
+        self.file_sizes = {}  # height and width of the files that were read
+
+    def __len__(self):
+        return len(self.images)
+
+    def keep_in(self, cache: Cache, name: str) -> None:
+        """Have each file decoded and resized once; the cache says what it keeps of them."""
+        self.kept = cache.add(name, self.images.paths, self.size, 3)
+
+    def levels(self, i: int, shape: tuple[int, int] | None = None) -> torch.Tensor:
+        """3×H×W of 0 to 255 (uint8), of `shape` where it is given, else as `size` says."""
+
+        def make() -> np.ndarray:
+            image = self.images[i]
+            self.file_sizes[i] = image.height, image.width
+            return np.array(resize_image(image, *(shape or target_size(image.height, image.width, self.size))))
+
+        array = self.kept(i, make) if self.kept else make()
+        if shape and array.shape[:2] != tuple(shape):
+            array = make()  # it is kept at another size
+        return torch.from_numpy(array).permute(2, 0, 1)
+
+    def image(self, i: int, shape: tuple[int, int] | None = None) -> torch.Tensor:
+        """The same, in [-1, 1] (float32)."""
+        return scaled(self.levels(i, shape))
+
+
+class LabelledPhotographs(Photographs):
+    """The images of an `ImageSet` with their labels."""
+
+    def __init__(self, image_set: ImageSet, size: str):
+        super().__init__(image_set.images, size)
+        self.image_set, self.kept_labels = image_set, None
+
+    def keep_in(self, cache: Cache, name: str) -> None:
+        super().keep_in(cache, name)
+        self.keep_labels_in(cache, name)
+
+    def keep_labels_in(self, cache: Cache, name: str) -> None:
+        made_of = f"{self.image_set.label_kind} {self.image_set.classes}"
+        self.kept_labels = cache.add(f"{name} labels", self.image_set.labels, self.size, 1, made_of)
+
+    def labelled(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image in [-1, 1], and its 1×H×W train ids (int64), 255 = ignore."""
+        image = self.image(i)
+        return image, self.label(i, *image.shape[1:]).long()
+
+    def label(self, i: int, height: int, width: int, own_size: bool = True) -> torch.Tensor:
+        """1×height×width train ids (uint8), 255 = ignore; `own_size`: the file must be as large as its image's."""
+
+        def make() -> np.ndarray:
+            if own_size and i not in self.file_sizes:
+                image = self.images[i]
+                self.file_sizes[i] = image.height, image.width
+            path, size = self.image_set.labels[i], self.file_sizes[i] if own_size else None
+            return resize_label(
+                read_label(path, self.image_set.label_kind, self.image_set.classes, size), height, width
+            )
+
+        array = self.kept_labels(i, make) if self.kept_labels else make()
+        if array.shape != (height, width):
+            array = make()
+        return torch.from_numpy(np.require(array, requirements="W"))[None]
+
+
+class Writer:
+    """Writes images in the background, each whole or not at all; at most `pending` wait, so memory stays bounded."""
+
+    def __init__(self, png_level: int = 1, threads: int = 4, pending: int = 16):
+        self.pool, self.pending, self.futures = ThreadPoolExecutor(threads), pending, []
+        self.png_level = png_level
+        self.folders = set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.pool.shutdown()
+        if exception[0] is None:
+            for future in self.futures:
+                future.result()
+
+    def save(self, image: Image.Image, path: Path) -> None:
+        if len(self.futures) >= self.pending:
+            self.futures.pop(0).result()
+        # made once: where an output folder is lost, to write there is an error
+        if path.parent not in self.folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folders.add(path.parent)
+        self.futures.append(self.pool.submit(self._save, image, path))
+
+    def _save(self, image: Image.Image, path: Path) -> None:
+        try:
+            save_image(image, path, self.png_level)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror}); the same command goes on") from error
+
+
+def save_image(image: Image.Image, path: Path, png_level: int = 1) -> None:
+    """In the format of the path's suffix; JPEG at quality 95."""
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    settings = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": png_level}}.get(kind, {})
+    replace(path, lambda temporary: image.save(temporary, kind, **settings))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether an image is there and can be decoded to its last pixel."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return True
+    # Pillow answers damaged files with exceptions of any kind
+    except Exception:
+        return False

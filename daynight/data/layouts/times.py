@@ -1,0 +1,125 @@
+"""The time of day of BDD100K's images: any generation of its JSON, hundreds of MB, read once and remembered."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from daynight import __version__
+from daynight.system.errors import InputError
+
+# 2018, one JSON an image as in later downloads, the two releases of detection labels of 2020
+_GENERATIONS = (
+    "bdd100k_labels_images_{}.json",
+    "det_20/det_{}.json",
+    "detection20/det_v2_{}_release.json",
+    "100k/{}/*.json",
+)
+_SEPARATOR = re.compile(r"[\s,]*")
+
+
+def times_of_day(labels: Path, splits: Sequence[str]) -> dict[str, str]:
+    """ "daytime", "night", "dawn/dusk" or "undefined" of each image that has an entry, by its stem.
+
+    labels: the folder `labels` of a BDD100K tree. Each split is read from the first generation that is there; {} where
+    none is. Raises InputError with the file's name.
+    """
+    times = {}
+    for split in splits:
+        found = (sorted(labels.glob(pattern.format(split))) for pattern in _GENERATIONS)
+        # ._name is what macOS puts beside each file
+        found = ([file for file in files if file.name[0] != "."] for files in found)
+        times |= _remembered(next(filter(None, found), []))
+    return times
+
+
+def expected_files(split: str) -> str:
+    """What `times_of_day` looks for, in words."""
+    return " or ".join("labels/" + pattern.format(split) for pattern in _GENERATIONS)
+
+
+def _remembered(files: list[Path]) -> dict[str, str]:
+    """The times of all files, from the user's cache where they were read before: by path, size and time of change."""
+    digest, newest = hashlib.sha256(__version__.encode()), 0
+    try:
+        for file in files:
+            stat = file.stat()
+            digest.update(f"{file.absolute()} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            newest = max(newest, stat.st_mtime)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "daynight")
+    cache /= f"times-{digest.hexdigest()[:24]}.json"
+    try:
+        return json.loads(cache.read_bytes())
+    except (OSError, ValueError):
+        pass
+    # a file that changes again within the clock's resolution would look the same
+    settled = newest < time.time() - 2
+    times = {stem: when for file in files for stem, when in _read(file)}
+    # without a home, expanduser leaves the ~
+    if times and settled and cache.is_absolute():
+        _write(cache, times)
+    return times
+
+
+def _write(cache: Path, times: dict[str, str]) -> None:
+    """Whole or not at all; a cache that cannot be written costs time, not the run."""
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.part")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(times), encoding="utf-8")
+        os.replace(temporary, cache)
+    except OSError:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+
+
+def _read(file: Path) -> Iterator[tuple[str, str]]:
+    """(stem, time of day) of each entry that has one."""
+    count = 0
+    try:
+        for entry in _entries(file):
+            # one generation names the image file, another only its stem
+            name = Path(entry["name"])
+            when = (entry.get("attributes") or {}).get("timeofday")
+            if isinstance(when, str):
+                yield name.stem if name.suffix.lower() in (".jpg", ".png") else name.name, when
+            count += 1
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or getattr(error, "msg", error)
+        raise InputError(f"{file}: cannot be read as JSON ({cause})") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file}: entry {count} has no name; expected name and attributes of a BDD100K image"
+        ) from error
+
+
+def _entries(file: Path) -> Iterator:
+    """The entries of a JSON list one by one, or the one entry that a file is, a few MB in memory at a time."""
+    decode, size = json.JSONDecoder().raw_decode, 1 << 20
+    with open(file, encoding="utf-8-sig") as stream:
+        text = stream.read(size).lstrip()
+        if not text.startswith("["):
+            yield json.loads(text + stream.read())
+            return
+        position = 1
+        while True:
+            position = _SEPARATOR.match(text, position).end()
+            if text.startswith("]", position):
+                return
+            try:
+                entry, position = decode(text, position)
+            except ValueError:
+                # an entry goes on beyond what was read
+                more = stream.read(max(size, len(text) - position))
+                if not more:
+                    raise
+                text, position = text[position:] + more, 0
+                continue
+            yield entry

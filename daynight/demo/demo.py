@@ -1,0 +1,97 @@
+"""`demo`: the whole method in minutes, on drawn street scenes, through the functions behind the commands."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from daynight import segmentation, translation
+from daynight.config import DemoOptions, EvalOptions, SegTrainOptions, TranslateOptions, TranslateTrainOptions
+from daynight.data.images import Images, save_image
+from daynight.data.labels import Classes
+from daynight.demo import streets
+from daynight.evaluation import scoring as evaluation
+from daynight.inference.tiles import segment
+from daynight.inference.translate import translate
+from daynight.models.deeplab import DeepLabV2
+from daynight.models.hub import load_model
+from daynight.reports.previews import grid, label_image
+from daynight.system.console import duration, say
+from daynight.system.files import write_json
+from daynight.system.processes import gathered, make_accelerator
+
+ROWS = {"baseline": {"train_on": "day"}, "cyclegan+fl+day": {"train_on": "both"}, "ssl": {"ssl": True}}
+# far smaller than the paper's, for a few minutes on a CPU; no pretrained weights, so that nothing is downloaded
+TRANSLATOR = {
+    "steps": 800, "width": 16, "blocks": 2, "gan": "lsgan", "lr": 3e-4, "lr_drop": 0.6, "ema_decay": 0.98,
+    "feature_network": "vgg11", "feature_layer": ["features.7"], "feature_weights": "random",
+}  # fmt: skip
+SEGMENTATION = {
+    "steps": 400, "batch_size": 8, "flip": True, "lr": 2e-3, "ema_decay": 0.98, "lambda_ssl": "10,20", "ssl_start": 0.3,
+    "backbone": "test_resnet", "backbone_weights": "random", "head_width": 64,
+}  # fmt: skip
+
+
+def demo(options: DemoOptions) -> None:
+    """Draw day and night streets, train every part small, score it; writes `results.json` and `panel.png`."""
+    accelerator, started, out = make_accelerator(options.precision), time.monotonic(), Path(options.out)
+    data, runs = out / "data", out / "runs"
+    evaluation.check_place("--out", options.out, folder=True)
+    say(f"the method on drawn streets, seed {options.seed}: labelled day, unlabelled night, in {out}")
+    if accelerator.is_main_process:
+        streets.write(data / "streets", options.seed, night=False, train=40, val=40, extra=110)
+        streets.write(data / "streets_dark", options.seed, night=True, train=150, val=40)
+    gathered(None)
+    shared = {"seed": options.seed, "precision": options.precision, "data_root": str(data), "debug": options.debug}
+    training = shared | {"day": "streets", "night": ["streets_dark"], "size": "64", "crop": "64x128", "log_every": 100}
+
+    say("\n1. learn to translate day into night: daynight translate-train")
+    translation.train(TranslateTrainOptions(out=str(runs / "day2night"), **TRANSLATOR, **training))
+    say("\n2. translate the labelled day images: daynight translate")
+    translated = str(data / "streets_night")
+    translator = str(runs / "day2night")
+    translate(TranslateOptions(in_="streets", out=translated, model=translator, **shared))
+    for i, (row, settings) in enumerate(ROWS.items(), 3):
+        say(f"\n{i}. train a segmentation network: daynight seg-train ({row})")
+        settings = settings | ({"translated": translated} if row != "baseline" else {})
+        segmentation.train(SegTrainOptions(out=str(runs / row), **settings, **SEGMENTATION, **training))
+
+    say("\n6. score them by day and by night: daynight eval")
+    models = [str(runs / row) for row in ROWS]
+    results = evaluation.evaluate(EvalOptions(model=models, dataset=["streets", "streets_dark"], **shared))
+    results = [
+        result | {"row": Path(result["model"]).name, "dataset": "night" if "dark" in result["dataset"] else "day"}
+        for result in results
+    ]
+    if accelerator.is_main_process:
+        write_json(out / "results.json", results)
+        draw_panel(data, runs, out / "panel.png", accelerator)
+    say(f"\n{duration(time.monotonic() - started)}, seed {options.seed}. Look at {out / 'panel.png'}.")
+    say("With your own images, labelled by day and unlabelled by night:")
+    for line in (
+        "translate-train --day DAY --night NIGHT",
+        "translate --in DAY --out DAY_night",
+        "seg-train --day DAY --night NIGHT --ssl",
+        "eval --dataset DAY",
+    ):
+        say(f"  daynight {line}")
+
+
+def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:
+    """day | translated | night | truth | baseline | ssl, for some scenes that no training has seen."""
+    classes = Classes(*map(tuple, zip(*streets.CLASSES, strict=True)))
+    names = [f"{i:05d}.png" for i in range(4)]
+    nights = Images([data / "streets_dark/images/val" / name for name in names])
+    columns = {
+        "labelled day": list(Images([data / "streets/images/val" / name for name in names])),
+        "its translation": list(Images([data / "streets_night/images/val" / name for name in names])),
+        "real night": list(nights),
+        "truth": [Image.open(data / "streets_dark/labels/val" / name) for name in names],
+    }
+    columns["truth"] = [label_image(np.asarray(label), classes) for label in columns["truth"]]
+    for row, caption in (("baseline", "before: day labels alone"), ("ssl", "after: the full method")):
+        model = load_model(str(runs / row), "teacher", "--model", DeepLabV2).to(accelerator.device)
+        results = segment(model, nights, model.config["size"], None, accelerator)
+        columns[caption] = [label_image(labels.cpu().numpy(), classes) for _, _, labels, _ in results]
+    save_image(grid(list(map(list, zip(*columns.values(), strict=True))), list(columns)), path)

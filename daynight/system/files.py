@@ -1,0 +1,137 @@
+"""What is written to disk: each file whole or not at all, each folder by one process at a time."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import weakref
+from pathlib import Path
+
+from daynight.system.console import warn
+from daynight.system.errors import InputError
+
+# a loader's worker outlives a killed parent by seconds: it must not keep its locks
+_locked = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a folder, where the file system has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, write) -> None:
+    """Let `write(temporary path)` write a file, flush it to disk and give it its name: whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        os.chmod(temporary, mode)  # safetensors lets nobody but the owner read
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises `InputError` naming the file."""
+    problem = "no object"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(content, dict):
+            return content
+    except (OSError, ValueError, RecursionError) as error:
+        problem = error
+    raise InputError(f"{path}: cannot be read as a JSON object ({problem})")
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder is not there, or holds nothing but what a process killed at its start leaves."""
+    return not folder.exists() or all(p.name == ".lock" or p.match(".*.part") for p in folder.iterdir())
+
+
+class Lock:
+    """A folder, made if there is none, from which other processes are kept from now on until the end of a `with`, or
+    until this process ends, however it ends; what killed ones left half-written in it is cleared away.
+
+    Raises `InputError`, naming `option`, where another process has it or nothing can be written there.
+    """
+
+    def __init__(self, folder: Path, option: str = "--out"):
+        self.path = folder / ".lock"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "w")
+            _locked.add(self.file)
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                    raise
+                warn(f"{folder}: on a file system without locks; never run two commands on it at a time")
+            # else it is the file of one that has just ended: the next that comes would make another
+            if not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                raise BlockingIOError
+            for part in [*folder.rglob(".*.part"), *folder.rglob(".tmp??????")]:  # the latter of safetensors
+                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        except BlockingIOError:
+            raise InputError(f"{option} {folder}: another process is working on it") from None
+        except OSError as error:
+            raise InputError(f"{option} {folder}: {error.strerror}") from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.path.unlink(missing_ok=True)
+        self.file.close()
+
+
+def check_apart(root: Path, out: Path) -> None:
+    """Raises `InputError` where what is written would be read again."""
+    root, here = (Path(os.path.realpath(path)) for path in (root, out))  # resolve() raises where links go in circles
+    if here == root:
+        raise InputError(f"--out {out}: is --in; give another folder")
+    if root in here.parents or here in root.parents:
+        raise InputError(f"--out {out}: lies inside --in, or --in in it; give a folder beside it")
+
+
+def claim(folder: Path, name: str, record: dict) -> Lock:
+    """Say in `folder/name` what made the folder, and keep other processes out of it as long as the lock is held.
+
+    Raises `InputError` where it says that something else did: results of two models never mix; or where another
+    process works there.
+    """
+    path = folder / name
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: a file stands there; wanted: a folder")
+    if path.is_file():
+        before = read_json(path)
+        for key, value in record.items():
+            if before.get(key) != value:
+                raise InputError(
+                    f"--out {folder}: was made with {key} {before.get(key)}, not {value}; give another folder"
+                )
+    elif not is_free(folder):
+        raise InputError(f"--out {folder}: not empty, and not made by this command; give another folder")
+    lock = Lock(folder)
+    if not path.is_file():
+        try:
+            write_json(path, record)
+        except OSError as error:
+            raise InputError(f"--out {folder}: {error.strerror}") from error
+    return lock

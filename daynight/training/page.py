@@ -1,0 +1,135 @@
+"""A training's page, `index.html` in its folder: previews over time beside the curves of metrics.jsonl."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from PIL import Image
+
+from daynight.reports import html as page
+from daynight.system.files import replace
+
+PREVIEWS = 24  # on the page, of however many there are
+POINTS = 500  # of a curve, at least, where there are as many
+LINES = 7  # of a chart, at most
+REFRESH = 30  # seconds
+# what `TeacherHealth` measures of each class, and the words for it
+MIXES = {"labelled": "day labels", "predicted": "predicted at night", "learned": "accepted at night"}
+HEALTH = {"accepted", *MIXES}
+
+
+class Curve:
+    """Steps and values; from 2 × `POINTS` on, of neighbours the means."""
+
+    def __init__(self):
+        self.points, self.joined, self.last = [], 1, (0, 0.0)
+
+    def add(self, step: int, value: float) -> None:
+        self.last = step, value
+        self.points.append((step, value, 1))
+        if len(self.points) > 1 and self.points[-2][2] < self.joined:
+            self.points[-2:] = [self._mean(*self.points[-2:])]
+        if len(self.points) == 2 * POINTS:
+            self.points = list(map(self._mean, self.points[::2], self.points[1::2]))
+            self.joined *= 2
+
+    @staticmethod
+    def _mean(one: tuple[float, float, int], other: tuple[float, float, int]) -> tuple[float, float, int]:
+        (a, x, n), (b, y, m) = one, other
+        return (a * n + b * m) / (n + m), (x * n + y * m) / (n + m), n + m
+
+    def line(self) -> list[tuple[float, float]]:
+        return [(step, value) for step, value, _ in self.points]
+
+
+class Report:
+    """Writes the page, from what is new in metrics.jsonl each time; its size is bounded however long the run."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.read, self.step = folder, 0, 0
+        self.curves: dict[str, Curve] = defaultdict(Curve)
+        self.seen: dict[str, int] = {}  # the last step at which a value was above 0
+
+    def write(self, step: int, total: int, now: str | None) -> None:
+        """The page after `step` of `total` steps. Of a run that goes on it says `now`, and loads itself again; None: it
+        has ended or stopped."""
+        self._read()
+        lines = {name: curve.line() for name, curve in self.curves.items()}
+        columns = charts({name: line for name, line in lines.items() if "/" not in name}), self._previews(step)
+        parts = [now or "", "Curves come with the first preview."]
+        if any(columns):
+            parts[1] = page.section("Curves and previews", page.beside(*filter(None, columns)))
+        of_classes = {name: x for name, x in lines.items() if "/" in name and name.partition("/")[0] not in HEALTH}
+        if of_classes:
+            parts.append(page.section("By class", page.strip("", *charts(of_classes))))
+        if any(name.startswith("accepted/") for name in lines):
+            parts.append(self._health())
+        title = f"{self.folder.resolve().name}: step {step:,} of {total:,}"
+        text = page.page(title, *filter(None, parts), refresh=None if now is None else REFRESH)
+        replace(self.folder / "index.html", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def _read(self) -> None:
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        with open(path, "rb") as file:
+            file.seek(self.read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # is being written
+                self.read += len(line)
+                values = json.loads(line)
+                self.step = values.pop("step")
+                for name, value in values.items():
+                    if type(value) in (int, float):
+                        self.curves[name].add(self.step, value)
+                        if value > 0:
+                            self.seen[name] = self.step
+
+    def _previews(self, step: int) -> list[page.Html]:
+        """The newest first; of more than `PREVIEWS`, so many evenly spaced ones."""
+        paths = sorted(path for path in self.folder.glob("previews/[0-9]*.png") if int(path.stem) <= step)
+        if len(paths) > PREVIEWS:
+            paths = [paths[round(i * (len(paths) - 1) / (PREVIEWS - 1))] for i in range(PREVIEWS)]
+        figures = []
+        for path in reversed(paths):
+            with Image.open(path) as image:
+                figures.append(page.linked(f"previews/{path.name}", image.size, f"step {int(path.stem):,}"))
+        return figures
+
+    def _health(self) -> page.Html:
+        classes = [name.partition("/")[2] for name in self.curves if name.startswith("predicted/")]
+
+        def percent(kind: str, name: str) -> float | None:
+            """Of the newest line; None where it has none, as nothing was counted."""
+            step, value = self.curves[f"{kind}/{name}"].last if f"{kind}/{name}" in self.curves else (0, 0.0)
+            return 100 * value if step == self.step else None
+
+        mix = {words: [percent(kind, name) for name in classes] for kind, words in MIXES.items()}
+        rows = [[name, percent("accepted", name), self.seen.get(f"accepted/{name}", "never")] for name in classes]
+        accepted = {name: c.line() for name, c in self.curves.items() if name.startswith("accepted/")}
+        return page.section(
+            "Health of the teacher",
+            "What the teacher makes of night images, and what of it the mask of Eq. 14 lets the student learn from. "
+            "A class that is rarely accepted is forgotten; one whose share grows beyond that of the day labels takes "
+            "over.",
+            page.beside(
+                [page.bars(classes, mix, f"Share of pixels at step {self.step:,}, %")],
+                [page.table(["class", "accepted of what is predicted, %", "last accepted at step"], rows)],
+            ),
+            page.strip("Share of each class's predictions that is accepted", *charts(accepted)),
+        )
+
+
+def charts(lines: dict[str, list[tuple[float, float]]]) -> list[page.Html]:
+    """Curves of a few lines each, together what is named alike and logged as often: "ce_day" and "ce_fake_day"; or
+    "kept/road" and "kept/sky", of which the legend says the classes alone."""
+    groups = defaultdict(dict)
+    for name, line in lines.items():
+        prefix, slash, rest = name.partition("/")
+        groups[(prefix, slash) if slash else (prefix.partition("_")[0], len(line))][rest or name] = line
+    return [
+        page.curves({name: group[name] for name in names}, title)
+        for (title, _), group in groups.items()
+        for names in (list(group)[i : i + LINES] for i in range(0, len(group), LINES))
+    ]

@@ -1,0 +1,337 @@
+"""What leaves a run: the card of a model folder, models on the Hub (a stand-in of its file interface), the functions of
+the package."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import trees
+from huggingface_hub import ModelCard, constants
+from PIL import Image
+from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
+from test_scoring import draw_model, pixels
+
+import daynight as package
+from daynight.models.generator import Generator
+from daynight.models.hub import identity, save_model
+from daynight.reports.card import add_results
+from daynight.system.errors import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = "--day own --night dark --size native --crop 32 --steps 4 --save-every 2 --log-every 1 --validate-every 0"
+SEG = f"seg-train {SMALL} --batch-size 2 --backbone test_resnet --backbone-weights random --head-width 8"
+TRANSLATE = f"translate-train {SMALL} --width 4 --blocks 1 --lambda-feature 0"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    trees.folder(home / "data/own")
+    trees.bare(home / "data/dark")
+    for line in (f"{SEG} --seed 3", TRANSLATE):
+        assert daynight(line, home).code == 0
+    draw_model(home / "model", trees.CLASSES, 0)
+    for i, part in enumerate(("day2night", "night2day")):
+        torch.manual_seed(i)
+        save_model(Generator(1, 4, size="24", crop="16"), home / "translator" / part)
+    return home
+
+
+@pytest.fixture
+def run(home, tmp_path):
+    return shutil.copytree(home / "runs/seg", tmp_path / "seg")
+
+
+# the card
+
+
+def test_a_model_folder_is_a_repository(home):
+    """Each product of a run has what the Hub reads, and what a reader wants to know."""
+    for folder, task in (("seg/teacher", "image-segmentation"), ("day2night/night2day", "image-to-image")):
+        folder = home / "runs" / folder
+        assert {path.name for path in folder.iterdir()} == {
+            "README.md", "config.json", "model.safetensors", "preview.png"
+        }  # fmt: skip
+        card = ModelCard.load(folder / "README.md")
+        assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == ("daynight", task, "unknown")
+        assert "night" in card.data.tags and card.data.eval_results is None
+        newest = sorted((folder.parent / "previews").iterdir())[-1]
+        assert "](preview.png)" in card.text and (folder / "preview.png").read_bytes() == newest.read_bytes()
+        assert "4 of 4 steps" in card.text and identity(folder) in card.text
+        assert "- `--day` own: folder, train, 4 images" in card.text
+        assert ("- `--night` dark: images, 3 images" in card.text) == (task == "image-to-image")
+        last = json.loads((folder.parent / "metrics.jsonl").read_text().splitlines()[-1])
+        for name in {"ce_day", "gan_night"} & last.keys():
+            assert f"| {name} | {last[name]:.4g} |" in card.text
+        assert str(home) not in card.text
+    card = (home / "runs/seg/teacher/README.md").read_text()
+    assert "Seed 3" in card and "0 sky, 1 road, 2 car" in card and f"torch {torch.__version__}" in card
+    line = next(line for line in card.splitlines() if line.startswith("daynight seg-train"))
+    assert set(SEG.split()) - {"--save-every", "--log-every", "1", "2"} <= set(line.split())
+
+
+def test_the_use_in_the_card_works(home):
+    for name in ("seg/teacher", "day2night/day2night"):
+        text = (home / "runs" / name / "README.md").read_text()
+        code = text.split("```python\n")[1].split("```")[0].replace("USER/REPOSITORY", str(home / "runs" / name))
+        for image in ("night.jpg", "street.jpg"):
+            code = code.replace(f'"{image}"', repr(str(home / "data/own/images/train/000.jpg")))
+        found = {}
+        exec(code, found)
+        assert found.get("labels", np.zeros((48, 96))).shape == (48, 96)
+
+
+def test_results_land_in_the_card(home, run):
+    """Those of the same data and settings are replaced, others added; what the user wrote stays."""
+    path = run / "teacher/README.md"
+    text = path.read_text().replace("license: unknown", "license: mit").replace("## Use", "My own words.\n\n## Use")
+    path.write_text(text)
+    results = run.parent / "results.json"
+    for words in ("", "", "--flip"):
+        result = daynight(f"eval --model {run} --dataset own --json {results} {words}", home)
+        assert result.code == 0 and f"added to {path}" in result.out
+        entry = json.loads(results.read_text())[0]
+    card = ModelCard.load(path)
+    assert card.data.license == "mit" and "My own words." in card.text
+    of_miou = [result for result in card.data.eval_results if result.metric_type == "mean_iou"]
+    assert len(of_miou) == 2 and of_miou[1].metric_value == entry["miou"]
+    assert (of_miou[1].dataset_name, of_miou[1].dataset_split) == ("own", "val")
+    rows = [line for line in card.text.splitlines() if line.startswith("| own val |")]
+    assert len(rows) == 2 and "flip" in rows[1] and "flip" not in rows[0]
+    low, high = entry["miou_interval"]
+    for cell in (f"{entry['miou']:.1f}", f"{low:.1f} to {high:.1f}", f"{entry['accuracy']:.1f}"):
+        assert f" {cell} " in rows[1]
+    before = path.read_text()
+    assert daynight(f"{SEG} --seed 3 --out {run}", home).code == 0  # the run has ended: nothing is new
+    assert path.read_text() == before
+
+
+def test_a_card_of_other_weights_takes_no_results(home, run):
+    """A training that went on meanwhile; and a run that goes on writes a card without the old results."""
+    assert daynight(f"eval --model {run} --dataset own", home).code == 0
+    path = run / "teacher/README.md"
+    before = path.read_text()
+    assert "| own val |" in before
+    other = shutil.copytree(home / "model", run.parent / "other")
+    assert not add_results(run / "teacher", identity(other), [])
+    shutil.copy(other / "model.safetensors", run / "teacher")
+    assert daynight(f"{SEG} --seed 3 --out {run}", home).code == 0
+    assert path.read_text() == before  # its weights are as they were
+    path.write_text(before.replace(identity(run / "teacher"), "0" * 12))
+    assert daynight(f"{SEG} --seed 3 --out {run}", home).code == 0
+    assert "| own val |" not in path.read_text() and identity(run / "teacher") in path.read_text()
+
+
+def test_what_has_no_card_or_is_not_ours_is_left_alone(home, run, tmp_path):
+    path = run / "teacher/README.md"
+    written = path.read_text()
+    own_index = ("license:", "model-index:\n- name: mine\nlicense:")
+    for text in ("# My model\n", written.replace("end of results", "x"), written.replace(*own_index)):
+        path.write_text(text)
+        result = daynight(f"eval --model {run} --dataset own", home)
+        assert (result.code, result.err) == (0, "") and "added to" not in result.out and path.read_text() == text
+    path.unlink()
+    path.symlink_to(home / "runs/seg/teacher/README.md")  # as the Hub's cache has it
+    before = path.read_text()
+    assert daynight(f"eval --model {run} --dataset own --model model", home).code == 0
+    assert path.is_symlink() and path.read_text() == before
+    assert {path.name for path in (home / "model").iterdir()} == {"config.json", "model.safetensors"}
+
+
+# the Hub
+
+GATED, SECRET = "someone/gated", "hf_secret"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the Hub answers to HEAD and GET of /<repository>/resolve/<revision>/<file>."""
+
+    def do_HEAD(self):
+        with contextlib.suppress(BrokenPipeError):
+            self.answer()
+
+    do_GET = do_HEAD
+
+    def answer(self):
+        self.server.asked.append(f"{self.command} {self.path}")
+        repository, _, rest = self.path.strip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        found = self.server.repositories.get(repository)
+        if repository == GATED and self.headers.get("authorization") != f"Bearer {SECRET}":
+            return self.refuse(401, "GatedRepo")
+        if found is None:
+            return self.refuse(404, "RepoNotFound")
+        folder, commits = found
+        if revision not in commits and revision not in commits.values():
+            return self.refuse(404, "RevisionNotFound")
+        path = folder / name
+        commit = commits.get(revision, revision)
+        if not path.is_file():
+            return self.refuse(404, "EntryNotFound", commit)
+        content = path.read_bytes()
+        self.send_response(200)
+        for key, value in {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": commit,
+            "Content-Length": len(content),
+        }.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def refuse(self, status, code, commit=None):
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(home, tmp_path, monkeypatch):
+    """A server that has someone/model, someone/run (its parts in subfolders) and someone/gated."""
+    (tmp_path / "empty").mkdir()
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.asked, server.repositories = [], {
+            "someone/model": (home / "runs/seg/teacher", commits),
+            "someone/run": (home / "translator", commits),
+            "someone/empty": (tmp_path / "empty", commits),
+            GATED: (home / "model", commits),
+        }  # fmt: skip
+        server.endpoint = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at(monkeypatch, server.endpoint, tmp_path / "cache")
+        yield server
+        server.shutdown()
+
+
+def at(monkeypatch, endpoint, cache):
+    """HF_ENDPOINT and HF_HUB_CACHE, which the library reads once, when it is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE",
+                        constants.HUGGINGFACE_CO_URL_TEMPLATE, raising=False)  # fmt: skip
+
+
+def test_a_model_is_taken_from_the_hub(home, hub, tmp_path, monkeypatch):
+    """The same predictions as from the folder; the second time, without the Hub, from the cache."""
+    assert daynight(f"predict --in own --out {tmp_path}/here --model runs/seg", home).code == 0
+    assert daynight(f"predict --in own --out {tmp_path}/there --model someone/model", home).code == 0
+    assert not any("README" in path or "preview" in path for path in hub.asked)
+    at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    assert daynight(f"predict --in own --out {tmp_path}/again --model someone/model", home).code == 0
+    expected = sorted((tmp_path / "here").rglob("*.png"))
+    assert len(expected) == 18
+    for path in expected:
+        for other in ("there", "again"):
+            assert path.read_bytes() == (tmp_path / other / path.relative_to(tmp_path / "here")).read_bytes()
+
+
+def test_in_a_process_of_its_own(home, hub, tmp_path):
+    words = f"eval --dataset own --model someone/model --json {tmp_path}/found.json".split()
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    result = shell(sys.executable, "-m", "daynight", *words, cwd=home, **environment)
+    assert result.stderr == "" and "added to" not in result.stdout
+    (entry,) = json.loads((tmp_path / "found.json").read_text())
+    assert entry["model"] == "someone/model" and any("/resolve/main/config.json" in line for line in hub.asked)
+
+
+def test_revisions_and_parts(home, hub, tmp_path):
+    """A run with a folder for each of its models; both files of one commit."""
+    line = "translate --in dark --model someone/run"
+    assert daynight(f"{line}@v1 --out {tmp_path}/there --reverse", home).code == 0
+    weights = [path for path in hub.asked if "model.safetensors" in path]
+    assert weights and all(f"/resolve/{'b' * 40}/night2day/model.safetensors" in path for path in weights)
+    assert daynight(f"translate --in dark --model translator --out {tmp_path}/here --reverse", home).code == 0
+    for path in (tmp_path / "here").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "there" / path.relative_to(tmp_path / "here")).read_bytes()
+    assert json.loads((tmp_path / "there/translation.json").read_text())["model"] == identity(
+        home / "translator/night2day"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (GATED, "gated: ask for access on its page"),
+        ("someone/nothing", "no such repository, or a private one"),
+        ("someone/model@v2", "no such revision"),
+        ("someone/empty", "holds no such model"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_a_line(name, said, home, hub):
+    line = daynight(f"predict --in own --out {home}/refused --model {name}", home).line
+    assert said in line and f"--model {name}: no such folder" in line and "give a folder" in line
+    assert not (home / "refused").exists()
+
+
+def test_with_a_token_a_gated_model_is_had(home, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    assert package.load_segmenter(GATED, "cpu").names == ("sky", "road", "car")
+
+
+def test_a_hub_out_of_reach_is_said_in_a_line(home, tmp_path, monkeypatch):
+    at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    assert "cannot be reached" in daynight("eval --dataset own --model someone/model", home).line
+    with pytest.raises(InputError, match="load_generator: someone/model.*cannot be reached"):
+        package.load_generator("someone/model")
+
+
+# from Python
+
+
+def test_a_segmenter_labels_as_predict_does(home, tmp_path):
+    assert daynight(f"predict --in own --out {tmp_path}/p --model model", home).code == 0
+    segmenter = package.load_segmenter(home / "model")
+    assert segmenter.names == ("sky", "road", "car") and segmenter.colors[2] == (0, 0, 142)
+    for path in sorted((home / "data/own/images").rglob("*.jpg")):
+        labels = segmenter(Image.open(path))
+        inside = path.relative_to(home / "data/own").with_suffix(".png")
+        assert labels.dtype == np.uint8 and np.array_equal(labels, pixels(tmp_path / "p/ids" / inside))
+        assert np.array_equal(np.asarray(segmenter.colorize(labels)), pixels(tmp_path / "p/color" / inside))
+    assert len(np.unique(labels)) > 1
+
+
+@pytest.mark.parametrize(("part", "whole"), [("day2night", False), ("night2day", False), ("day2night", True)])
+def test_a_generator_translates_as_translate_does(part, whole, home, tmp_path):
+    words = "--reverse " * (part == "night2day") + "--whole" * whole
+    assert daynight(f"translate --in dark --out {tmp_path}/t --model translator {words}", home).code == 0
+    translator = package.load_generator(str(home / "translator"), part, device="cpu")
+    path = next((home / "data/dark").rglob("*.PNG"))
+    result = translator(Image.open(path), whole)
+    assert np.array_equal(np.asarray(result), pixels(tmp_path / "t" / path.relative_to(home / "data/dark")))
+
+
+def test_images_of_any_mode_and_orientation(home):
+    """As a phone stores them: on their side, and the file says so."""
+    segmenter, image = package.load_segmenter(home / "model"), Image.open(home / "data/own/images/train/000.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    assert np.array_equal(segmenter(turned), segmenter(image))
+    assert segmenter(image.convert("L")).shape == segmenter(image.convert("RGBA")).shape == (48, 96)
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, daynight; daynight.load_segmenter; assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+    with pytest.raises(InputError, match="load_segmenter: nowhere: no such folder"):
+        package.load_segmenter("nowhere")
