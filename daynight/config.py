@@ -304,23 +304,14 @@ class TranslateTrainOptions(TrainingOptions):
     lr_drop: Annotated[
         float, option("--lr-drop", OPTIMISATION, "Fraction of the steps after which --lr is halved.", min=0, max=1)
     ] = 1 / 7
-    clip: Annotated[float, option("--clip", OPTIMISATION, "Largest gradient norm, per network (§4.2).", min=0)] = 5.0
-    history: Annotated[
-        int, option("--history", OPTIMISATION, "Fakes kept to show to D again (CycleGAN); 0: none.", min=0)
-    ] = 50
     ema_decay: EmaDecay = 0.9999
     judge: Annotated[
         str | None,
         option("--judge", MODEL, "A run of seg-train: validations count what it labels as before translation (kept)."),
     ] = None
     keep_best: Annotated[
-        Literal["kid", "kept", "feature", "cycle", "none"],
-        option(
-            "--keep-best",
-            OUTPUT,
-            "What chooses best/: kid, distance of translations to real nights; the others (of --judge, Eq. 10, Eq. 7) "
-            "are best where nothing is translated yet.",
-        ),
+        Literal["kid", "none"],
+        option("--keep-best", OUTPUT, "What chooses best/: kid, the distance of translations to real nights."),
     ] = "kid"
 
 
@@ -443,24 +434,9 @@ class SegTrainOptions(TrainingOptions):
         option("--validate-on", DATA, "A labelled set, as of night: validations score it, too (validate_on_miou)."),
     ] = None
     keep_best: Annotated[
-        Literal["day", "index", "labelled", "none"],
-        option(
-            "--keep-best",
-            OUTPUT,
-            "What chooses best/: day, mIoU on held-out day images; index, by night without a label (mean of agreements "
-            "and of the accepted share; within a run it was no surer than day); labelled, mIoU on --validate-on.",
-        ),
+        Literal["day", "labelled", "none"],
+        option("--keep-best", OUTPUT, "What chooses best/: mIoU on held-out day images, or on --validate-on."),
     ] = "day"
-    darken: Annotated[
-        float,
-        option(
-            "--darken",
-            OPTIMISATION,
-            "Share of the student's night crops, translated or real, that are darkened on top (not in the paper).",
-            min=0,
-            max=1,
-        ),
-    ] = 0.0
 
 
 Model = Annotated[

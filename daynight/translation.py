@@ -1,5 +1,6 @@
-"""`translate-train` and `translate`: the day ↔ night translator of §3.2."""
+"""`translate-train`: the day ↔ night translator of §3.2."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,9 +8,10 @@ from torch import nn
 
 from daynight import losses
 from daynight.config import TranslateTrainOptions, pair
+from daynight.data.cache import open_cache
 from daynight.data.images import Photographs
 from daynight.data.sampling import Skipped, batches, choose, generator
-from daynight.data.sets import check_disjoint, load
+from daynight.data.sets import announce, check_disjoint, load
 from daynight.data.transforms import cut, random_box, scaled
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.discriminator import Discriminator
@@ -17,12 +19,16 @@ from daynight.models.ema import EMA
 from daynight.models.generator import Generator
 from daynight.models.hub import find_model, identity, load_model, pretrained
 from daynight.models.perceptual import FeatureNetwork
+from daynight.reports.card import write_card
 from daynight.reports.previews import tensor_grid
-from daynight.system.console import say
 from daynight.system.errors import InputError
-from daynight.training.headers import check_files
+from daynight.training.checkpoint import Checkpoint
+from daynight.training.dry_run import check_files
 from daynight.training.run import Run
 from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out
+
+HISTORY = 50  # fakes of each domain that are kept to show to the discriminator again (CycleGAN)
+CLIP = 5.0  # largest gradient norm, per network (§4.2)
 
 
 class Generators(nn.Module):
@@ -79,16 +85,6 @@ class History:
         self.images = state["images"]
 
 
-def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
-    def build(**timm_options):
-        return FeatureNetwork(options.feature_network, tuple(options.feature_layer), **timm_options)
-
-    try:
-        return pretrained(build, options.feature_network, options.feature_weights, "--feature-weights")
-    except ValueError as error:
-        raise InputError(f"--feature-layer: {error}") from error
-
-
 def generator_terms(day, night, translated, discriminators: Discriminators, features, options) -> dict:
     """The terms of Eq. 11, by name: Eq. 4 and 7 and, with `features` (a `FeatureNetwork` or None), Eq. 10, each
     weighted. `translated`: what `Generators` makes of day and night."""
@@ -106,65 +102,50 @@ def generator_terms(day, night, translated, discriminators: Discriminators, feat
     return terms
 
 
-def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
-    """Option → the sets to train on; the same of what is held out of them. All are said."""
-    day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
-    night_sets = [load(name, root, "--night", time="night") for name in options.night]
-    check_disjoint([day_set], night_sets)
-    for image_set in (day_set, *night_sets):
-        say(str(image_set))
-        for note in image_set.notes:
-            say(f"  {note}")
-    sets, held = held_out(options, {"--day": [day_set], "--night": night_sets}, root)
-    if options.dry_run:
-        check_files([], [*sum(sets.values(), []), *sum(held.values(), [])], skip=options.skip_unreadable)
-    return sets, held
+def discriminator_terms(day, night, fake_day, fake_night, discriminators, options) -> dict:
+    """The discriminators' side of Eq. 4, by name. `fake_day`, `fake_night`: translations that the history shows."""
+    real_day, real_night, false_day, false_night = discriminators(day, night, fake_day, fake_night)
+    return {
+        "d_night": losses.adversarial_discriminator(real_night, false_night, options.gan),
+        "d_day": losses.adversarial_discriminator(real_day, false_day, options.gan),
+    }
 
 
 def train(options: TranslateTrainOptions) -> None:
     """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
-    root, crop = Path(options.data_root), pair(options.crop)
-    if min(crop) < 32:
-        raise InputError(f"--crop {options.crop}: the discriminator needs at least 32 pixels a side")
-    run = Run(options)
+    check(options)
+    run, root = Run(options), Path(options.data_root)
     sets, held = read_sets(options, root)
-    (day_set,), night_sets = sets.values()
     features = feature_network(options) if options.lambda_feature else None
     judge, judged_by = load_judge(options)
     torch.manual_seed(options.seed)
     generators, discriminators = build_generators(options), Discriminators(options.width)
-    data = {name: " ".join(s.fingerprint() for s in some) for name, some in sets.items()}
-    run.open(data | fingerprints(held) | judged_by, sets)
-
-    days = Photographs(day_set.images, options.size)
-    nights = Photographs([path for s in night_sets for path in s.images], options.size)
-    days.keep_in(run.cache, "--day")
-    nights.keep_in(run.cache, "--night")
-
-    def draw(g, step):
-        images = {"day": days.levels(choose(len(days), g)), "night": nights.levels(choose(len(nights), g))}
-        return {name: scaled(cut(x, random_box(*x.shape[1:], crop, g), crop)) for name, x in images.items()}
+    run.open(fingerprints(sets, held) | judged_by, sets)
+    draw, cache = UnpairedDraw(sets, options), open_cache(options, run.folder)
+    draw.keep_in(cache)
 
     generators.to(run.device)
     averages = {name: EMA(model, options.ema_decay) for name, model in generators.named_children()}
+    averaged = {name: average.model for name, average in averages.items()}
     adam = dict(lr=options.lr, betas=(0.5, 0.999), fused=True)
     generator_optimizer = torch.optim.Adam(generators.parameters(), **adam)
     discriminator_optimizer = torch.optim.Adam(discriminators.to(run.device).parameters(), **adam)
-    history = {"day": History(options.history), "night": History(options.history)}
-    run.track(generators=generators, discriminators=discriminators)
-    run.track(generator_optimizer=generator_optimizer, discriminator_optimizer=discriminator_optimizer)
-    run.track(**{f"{name}_average": average.model for name, average in averages.items()})
-    if features:
-        run.track(feature_norm=features.to(run.device).norm)
-    run.track_local(day_history=history["day"], night_history=history["night"])
-    run.keep(**{name: average.model for name, average in averages.items()})
-    best = Best(run, options.keep_best, {name: average.model for name, average in averages.items()})
-    went_on = run.restore()
-    skipped = Skipped(run.folder / "skipped.txt", went_on) if options.skip_unreadable else None
-    if features and not went_on:
+    day_history, night_history = History(HISTORY), History(HISTORY)
+    best = Best(options.keep_best, averaged)
+    checkpoint = Checkpoint(
+        run.folder, run.accelerator, averaged, partial(write_card, run=run.folder, options=options), best=best,
+        local={"day_history": day_history, "night_history": night_history},
+        generators=generators, discriminators=discriminators,
+        generator_optimizer=generator_optimizer, discriminator_optimizer=discriminator_optimizer,
+        day2night_average=averaged["day2night"], night2day_average=averaged["night2day"],
+        feature_norm=features.to(run.device).norm if features else None,
+    )  # fmt: skip
+    run.resume(checkpoint)
+    skipped = Skipped(run.folder / "skipped.txt", run.resumed) if options.skip_unreadable else None
+    if features and not run.resumed:
         sample = batches(draw, options.seed, range(16), range(1), 0, skipped)
         features.calibrate(batch[domain].to(run.device) for batch in sample for domain in ("day", "night"))
-    validation = TranslationValidation(run, best, skipped, held, features, averages, judge and judge.to(run.device))
+    validation = TranslationValidation(run, best, skipped, held, features, averaged, judge and judge.to(run.device))
 
     if options.compile:
         for network in (*generators.children(), *discriminators.children()):
@@ -175,59 +156,97 @@ def train(options: TranslateTrainOptions) -> None:
         generators, discriminators, generator_optimizer, discriminator_optimizer
     )
     loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers, skipped)
-    for step, batch in run.steps(loader):
+    for step, batch in run.steps(loader, checkpoint, validation, cache):
         day, night = batch["day"].to(run.device), batch["night"].to(run.device)
-        lr = options.lr if step < options.lr_drop * run.total else options.lr / 2
         for optimizer in (generator_optimizer, discriminator_optimizer):
-            optimizer.param_groups[0]["lr"] = lr
+            halved = step >= options.lr_drop * run.total
+            optimizer.param_groups[0]["lr"] = options.lr / 2 if halved else options.lr
 
+        # generators: Eq. 11
         plain_discriminators.requires_grad_(False)
         translated = generators(day, night)
         with accelerator.autocast():
             terms = generator_terms(day, night, translated, plain_discriminators, features, options)
         generator_optimizer.zero_grad()
-        accelerator.backward(sum(terms.values()))  # Eq. 11
-        for model in (plain_generators.day2night, plain_generators.night2day):
-            accelerator.clip_grad_norm_(model.parameters(), options.clip)
+        accelerator.backward(sum(terms.values()))
+        for model in plain_generators.children():
+            accelerator.clip_grad_norm_(model.parameters(), CLIP)
         generator_optimizer.step()
 
+        # discriminators: Eq. 4
         plain_discriminators.requires_grad_(True)
         draws = [generator(options.seed, step, f"history {slot}") for slot in run.slots]
         fake_night, fake_day, *_ = translated
-        shown_day, shown_night = (history[n].exchange(x, draws) for n, x in (("day", fake_day), ("night", fake_night)))
-        real_day, real_night, false_day, false_night = discriminators(day, night, shown_day, shown_night)
-        terms["d_night"] = losses.adversarial_discriminator(real_night, false_night, options.gan)
-        terms["d_day"] = losses.adversarial_discriminator(real_day, false_day, options.gan)
+        shown = day_history.exchange(fake_day, draws), night_history.exchange(fake_night, draws)
+        d_terms = discriminator_terms(day, night, *shown, discriminators, options)
         discriminator_optimizer.zero_grad()
-        accelerator.backward(terms["d_night"] + terms["d_day"])
-        for model in (plain_discriminators.day, plain_discriminators.night):
-            accelerator.clip_grad_norm_(model.parameters(), options.clip)
+        accelerator.backward(sum(d_terms.values()))
+        for model in plain_discriminators.children():
+            accelerator.clip_grad_norm_(model.parameters(), CLIP)
         discriminator_optimizer.step()
 
+        # averages: Eq. 13
         for name, average in averages.items():
             average.update(getattr(plain_generators, name), step)
-        run.log(step, **terms, **validation(step))
+        run.log(step, **terms, **d_terms, **validation(step))
         if run.due(step):
-            run.preview(step, preview(averages, day, night))
+            run.preview(step, preview(averaged, day, night))
     if skipped:
         skipped.tell()
 
 
-@torch.no_grad()
-def preview(averages: dict[str, EMA], day, night):
-    """real | translated | reconstructed, both ways."""
-    columns = {}
-    for name, there, back in (("day", "day2night", "night2day"), ("night", "night2day", "day2night")):
-        real = day if name == "day" else night
-        fake = averages[there].model(real)
-        columns |= {name: real, f"translated {name}": fake, f"reconstructed {name}": averages[back].model(fake)}
-    return tensor_grid(columns)
+def check(options: TranslateTrainOptions) -> None:
+    """Raises `InputError` for options that contradict each other."""
+    if min(pair(options.crop)) < 32:
+        raise InputError(f"--crop {options.crop}: the discriminator needs at least 32 pixels a side")
+
+
+class UnpairedDraw:
+    """Draws a sample: a crop of a day image and one of a night image, 3×crop in [-1, 1] each."""
+
+    def __init__(self, sets: dict, options: TranslateTrainOptions):
+        self.crop = pair(options.crop)
+        self.photographs = {
+            option: Photographs([path for s in some for path in s.images], options.size)
+            for option, some in sets.items()
+        }
+
+    def __call__(self, g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
+        images = {
+            name[2:]: photographs.levels(choose(len(photographs), g)) for name, photographs in self.photographs.items()
+        }
+        return {name: scaled(cut(x, random_box(*x.shape[1:], self.crop, g), self.crop)) for name, x in images.items()}
+
+    def keep_in(self, cache) -> None:
+        """Have each file decoded and resized once."""
+        for option, photographs in self.photographs.items():
+            photographs.keep_in(cache, option)
+
+
+def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
+    """Option → the sets to train on; the same of what is held out of them. All are said."""
+    day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
+    night_sets = [load(name, root, "--night", time="night") for name in options.night]
+    check_disjoint([day_set], night_sets)
+    announce([day_set, *night_sets])
+    sets, held = held_out(options, {"--day": [day_set], "--night": night_sets}, root)
+    if options.dry_run:
+        check_files([], [*sum(sets.values(), []), *sum(held.values(), [])], skip=options.skip_unreadable)
+    return sets, held
+
+
+def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
+    def build(**timm_options):
+        return FeatureNetwork(options.feature_network, tuple(options.feature_layer), **timm_options)
+
+    try:
+        return pretrained(build, options.feature_network, options.feature_weights, "--feature-weights")
+    except ValueError as error:
+        raise InputError(f"--feature-layer: {error}") from error
 
 
 def load_judge(options: TranslateTrainOptions) -> tuple[DeepLabV2 | None, dict[str, str]]:
-    """The network of --judge, and what tells it from another, for `Run.open`."""
-    if options.keep_best == "kept" and not options.judge:
-        raise InputError("--keep-best kept: is what --judge finds; give --judge RUN")
+    """The network of --judge, and its identity, for `Run.open`."""
     if not options.judge or not options.validate_every:
         return None, {}
     judge = load_model(options.judge, "teacher", "--judge", DeepLabV2).requires_grad_(False)
@@ -246,3 +265,13 @@ def build_generators(options: TranslateTrainOptions) -> Generators:
         return Generators(*found).train()
     settings = options.blocks, options.width, options.upsample, options.size, options.crop
     return Generators(*(Generator(*settings) for _ in range(2)))
+
+
+@torch.no_grad()
+def preview(averaged: dict[str, Generator], day, night):
+    """real | translated | reconstructed, both ways."""
+    columns = {}
+    for name, real, there, back in (("day", day, "day2night", "night2day"), ("night", night, "night2day", "day2night")):
+        fake = averaged[there](real)
+        columns |= {name: real, f"translated {name}": fake, f"reconstructed {name}": averaged[back](fake)}
+    return tensor_grid(columns)

@@ -9,7 +9,7 @@ from PIL import Image
 from daynight.config import SegTrainOptions
 from daynight.data.sampling import generator
 from daynight.data.sets import load
-from daynight.segmentation import Draw
+from daynight.data.translated import Draw
 
 CROPS = 60
 

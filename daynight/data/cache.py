@@ -67,6 +67,12 @@ class Cache:
         return None
 
 
+def open_cache(options, folder: Path) -> Cache:
+    """The cache of a training in `folder`, as its options say; that of a dry run writes nothing."""
+    place = None if options.dry_run else Path(options.cache or folder / "cache")
+    return Cache(place, 0 if options.cache == "off" else 1e9 * options.cache_limit)
+
+
 def shape_of(path: Path, size: str) -> tuple[int, int]:
     """Height and width once resized, but for a turn by EXIF, which changes no product; (0, 0) for what is no image."""
     try:

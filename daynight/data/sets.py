@@ -23,6 +23,7 @@ from daynight.data.layouts.tree import (
     tagged_night,
     walk,
 )
+from daynight.system.console import say
 from daynight.system.errors import InputError
 
 
@@ -105,6 +106,14 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
                 f"--night {image_set.name}: {shared:,} of its {_count(len(image_set.images), 'image')} are day images "
                 f"too (of {' or '.join(day.name for day in days)}); give a folder of night images"
             )
+
+
+def announce(sets: Sequence[ImageSet]) -> None:
+    """Say what each set holds, with its remarks."""
+    for image_set in sets:
+        say(str(image_set))
+        for note in image_set.notes:
+            say(f"  {note}")
 
 
 def evenly(length: int, count: int) -> list[int]:

@@ -8,7 +8,8 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
-from daynight.config import SegTrainOptions, TranslateTrainOptions, default_of
+from daynight.config import FREE, SegTrainOptions, TranslateTrainOptions, default_of
+from daynight.models.hub import identity
 from daynight.system.console import number
 from daynight.system.files import read_json, replace
 
@@ -36,13 +37,13 @@ KINDS = {
 DIRECTIONS = {"day2night": "day to night", "night2day": "night to day"}
 
 
-def write_card(folder: Path, weights: str, run: Path, options, free: set[str], step: int) -> None:
+def write_card(folder: Path, step: int, run: Path, options) -> None:
     """Write README.md and preview.png of the model in `folder`, as it is in `run` after `step` steps; a card that has
-    these `weights` (their identity) already is left as it is, with the results and whatever else was added to it.
+    the identity of its weights already is left as it is, with the results and whatever else was added to it.
 
-    `options`: the dataclass; `free`: those that say nothing of a model. What is written is a function of what the run
-    has up to that step.
+    What is written is a function of what the run has up to that step.
     """
+    weights = identity(folder)
     path = folder / CARD
     if not (run / "options.json").is_file():  # a dry run
         return
@@ -68,7 +69,7 @@ def write_card(folder: Path, weights: str, run: Path, options, free: set[str], s
         "## Data",
         *listed(record.get("sets", {})),
         "## Training",
-        f"```sh\n{command or '#'}{words(options, free)}\n```",
+        f"```sh\n{command or '#'}{words(options, FREE)}\n```",
         f"Seed {options.seed}; {', '.join(f'{name} {value}' for name, value in record['versions'].items() if value)}.",
         *metrics(run / "metrics.jsonl", step),
         *([f"## Results\n\n{BEGIN}\n{END}"] if task == "image-segmentation" else []),

@@ -1,13 +1,164 @@
-"""The state of a training in safetensors files: nested, without pickle."""
+"""The state of a training in safetensors files, nested and without pickle, and the models that it produces."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from daynight.system.files import replace
+from daynight.models.hub import save_model
+from daynight.system.console import warn
+from daynight.system.errors import InputError, RunError
+from daynight.system.files import replace, sync
+from daynight.system.processes import gathered
+
+PREFIX = "checkpoint-"
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a run by the number of steps done, the oldest first."""
+    found = {path.name.removeprefix(PREFIX): path for path in folder.glob(f"{PREFIX}*")}
+    return dict(sorted((int(steps), path) for steps, path in found.items() if steps.isdigit()))
+
+
+def left_in(folder: Path) -> str:
+    """What remains of a run that fails, as the end of an error's line."""
+    found = list(checkpoints_in(folder).values())
+    return f"; the newest checkpoint is {found[-1]}" if found else "; there is no checkpoint yet"
+
+
+@contextmanager
+def writing(folder: Path, step: int):
+    """Raise `RunError` naming what remains when a file cannot be written: a full disk, a folder that is gone."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"--out {folder}: cannot be written to at step {step:,} ({error}){left_in(folder)}") from error
+
+
+class Checkpoint:
+    """Saves and restores everything that a training changes; writes its products beside.
+
+    `parts`: what is the same in all processes, by name: anything with `state_dict` and `load_state_dict`; of those that
+    are None nothing is saved. `local`: the same for what each process has of its own. `products`: the models to write
+    to a subfolder of that name. `best`: the part that keeps the best weights (`Best`); they go to `best/<product>`.
+    `describe(folder, steps)` is called for each product after its files are written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        products: dict[str, torch.nn.Module],
+        describe: Callable[[Path, int], None],
+        best=None,
+        local: dict | None = None,
+        **parts,
+    ):
+        self.folder, self.accelerator, self.products, self.describe = folder, accelerator, products, describe
+        self.best, self.local = best, local or {}
+        self.parts = {name: part for name, part in {**parts, "best": best}.items() if part is not None}
+        self.local_file = f"process-{accelerator.process_index}.safetensors"
+
+    def restore(self) -> tuple[int, dict[str, list]]:
+        """Load the newest whole checkpoint: the number of steps done and the values logged since the last line.
+
+        (0, {}) where the run begins. Raises `InputError` where there are checkpoints and none is whole: beginning
+        again would overwrite what is left.
+        """
+        found = gathered(checkpoints_in(self.folder))[0]
+        for path in reversed(found.values()):
+            problem = None
+            try:
+                extra = self._load(path)
+            except Exception as error:  # whatever a damaged file leads to
+                problem = " ".join(str(error).split()) or type(error).__name__
+            # where one process cannot read a checkpoint, no process goes on from it
+            problem = next(filter(None, gathered(problem)), None)
+            if not problem:
+                return extra["step"], extra["values"]
+            warn(f"{path} is not whole ({problem}): trying the one before")
+        if found:
+            raise InputError(
+                f"--out {self.folder}: none of its checkpoints is whole; give another --out to begin again"
+            )
+        return 0, {}
+
+    def _load(self, path: Path) -> dict:
+        states, extra = read_state(path / "state.safetensors", self.parts)
+        # with more processes than before, the new ones begin with nothing of their own
+        if self.local and self.accelerator.process_index < extra["processes"]:
+            states |= read_state(path / self.local_file, self.local)[0]
+        for name, state in states.items():
+            (self.parts | self.local)[name].load_state_dict(state)
+        return extra
+
+    def save(self, step: int, values: dict[str, list]) -> None:
+        """Write `checkpoint-<step>` under another name, flush it to disk and rename it; the newest two are kept.
+
+        Raises `RunError`, and writes nothing, where a weight is no longer a number.
+        """
+        for name, model in self.parts.items():
+            if isinstance(model, torch.nn.Module) and any(p.isnan().any() for p in model.parameters()):
+                raise RunError(
+                    f"weights of {name} are nan after step {step:,}{left_in(self.folder)}; a lower --lr may help"
+                )
+        final = self.folder / f"{PREFIX}{step:07d}"
+        part = self.folder / f".{final.name}.part"
+        main = self.accelerator.is_main_process
+        with writing(self.folder, step):
+            if main:
+                part.mkdir()
+            gathered(None)
+            try:
+                if self.local:
+                    save_state(part / self.local_file, self.local, {})
+                if main:
+                    extra = {"step": step, "processes": self.accelerator.num_processes, "values": values}
+                    save_state(part / "state.safetensors", self.parts, extra)
+                gathered(None)
+                if main:
+                    for path in (self.folder / "metrics.jsonl", part):
+                        if path.exists():
+                            sync(path)
+                    shutil.rmtree(final, ignore_errors=True)
+                    os.rename(part, final)
+                    sync(self.folder)
+                    self.tidy(step)
+            finally:
+                if main:
+                    shutil.rmtree(part, ignore_errors=True)
+
+    def tidy(self, step: int) -> None:
+        """Leave the newest two checkpoints up to this step, and write the products as they are now."""
+        found = checkpoints_in(self.folder)
+        kept = [steps for steps in found if steps <= step][-2:]
+        for steps, old in found.items():
+            if steps not in kept:
+                # rename it before deleting, so that a half-deleted checkpoint is never loaded
+                part = old.with_name(f".{old.name}.part")
+                os.rename(old, part)
+                shutil.rmtree(part)
+        best = self.best.models if self.best else {}
+        written = {name: (model, step) for name, model in self.products.items()}
+        written |= {f"best/{name}": (model, self.best.step) for name, model in best.items()}
+        for name, (model, steps) in written.items():
+            save_model(model, self.folder / name)
+            self.describe(self.folder / name, steps)
+
+    def bytes_when_full(self) -> tuple[int, int]:
+        """What one checkpoint takes on disk, of all processes, and what the products take."""
+        checkpoint = sum(map(size_of, self.parts.values()))
+        checkpoint += sum(map(size_of, self.local.values())) * self.accelerator.num_processes
+        models = sum(map(size_of, self.products.values()))
+        # the best weights are another copy of the products, in the checkpoint too
+        return (checkpoint + models, 2 * models) if self.best and self.best.measure != "none" else (checkpoint, models)
 
 
 def pack(state, path: str, tensors: dict):
@@ -44,9 +195,16 @@ def save_state(path: Path, parts: dict, extra: dict) -> None:
 def read_state(path: Path, parts: dict) -> tuple[dict, dict]:
     """The state of every part in a file of `save_state`, by name, and what was saved as `extra`.
 
-    safetensors refuses a file that is shorter than its header says: one cut at any byte is recognised.
+    safetensors refuses a file that is shorter than its header says, so a file cut at any byte is recognised.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         packed = json.loads(metadata["state"])
         return {name: unpack(packed[name], file.get_tensor) for name in parts}, json.loads(metadata["extra"])
+
+
+def size_of(part) -> int:
+    """Bytes of the tensors in what has a `state_dict`; of one that fills up (`filled`, 0 to 1) when it is full."""
+    tensors = {}
+    pack(part.state_dict(), "", tensors)
+    return round(sum(tensor.nbytes for tensor in tensors.values()) / (getattr(part, "filled", 1) or 1))

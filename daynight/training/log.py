@@ -1,15 +1,120 @@
-"""`--log`: what a training logs, also to Accelerate's trackers (TensorBoard, Weights & Biases, …)."""
+"""What a training tells: metrics.jsonl, previews/ and index.html in its folder, and Accelerate's trackers (`--log`)."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image
 
 from daynight.system.console import say, warn
-from daynight.system.errors import InputError
+from daynight.system.errors import InputError, RunError
+from daynight.system.files import replace
+from daynight.training.checkpoint import left_in, writing
+from daynight.training.page import Report
+
+
+class Log:
+    """The values of a run's steps, averaged over steps and processes; only the first process writes.
+
+    `every`: steps between lines of metrics.jsonl; the last of `total` steps always writes one.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, total: int, every: int):
+        self.folder, self.accelerator, self.total, self.every = folder, accelerator, total, every
+        self.values: dict[str, list] = {}
+        self.trackers, self.page = Trackers(accelerator), Report(folder)
+
+    def resume(self, step: int, values: dict[str, list]) -> None:
+        """Go on after `step` steps: later lines are cut off, `values` are those logged since the last line."""
+        self.values = values
+        path = self.folder / "metrics.jsonl"
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text(errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if is_up_to(step, line)]
+            replace(path, lambda temporary: temporary.write_text("".join(kept)))
+
+    def lines(self, step: int) -> Iterator[dict]:
+        """The lines of metrics.jsonl up to `step`."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                yield from (json.loads(line) for line in file if is_up_to(step, line))
+
+    def due(self, step: int) -> bool:
+        """Whether a line is due when so many steps are done."""
+        return step % self.every == 0 or step == self.total
+
+    def add(self, step: int, values: dict) -> dict | None:
+        """Take in the values of step `step`, counted from 0: 0-d tensors or numbers, or 1-d tensors of two, a sum and a
+        count, per sample.
+
+        Where a line is due, write and return it: the means since the last line, over the steps, or over what was
+        counted, if anything was. Raises `RunError` when a value is no longer a number.
+        """
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
+        if not self.due(step + 1):
+            return None
+        means, _ = self.means(step + 1)
+        self.values = {}
+        if self.accelerator.is_main_process:
+            with writing(self.folder, step + 1), open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step + 1} | means) + "\n")
+            self.trackers.log(means, step + 1)
+        return {"step": step + 1} | means
+
+    def means(self, step: int) -> tuple[dict[str, float], dict[str, list]]:
+        """The means of the values since the last line, and the values, each averaged over the processes.
+
+        Raises `RunError` naming the first that is no number, and its step, when `step` steps are done.
+        """
+        if not self.values:
+            return {}, {}
+        as_tensor = partial(torch.as_tensor, dtype=torch.float32, device=self.accelerator.device)
+        rows = [torch.stack(list(map(as_tensor, values))) for values in self.values.values()]
+        # in one call: each would wait for the device and for the other processes
+        joined = self.accelerator.reduce(torch.cat([x.flatten() for x in rows]), "mean").cpu()
+        means, bad = {}, []
+        for name, part, row in zip(self.values, joined.split([x.numel() for x in rows]), rows, strict=True):
+            part = part.view(row.shape)
+            first = step + 1 - len(part)
+            bad += [(first + i, name, v) for i, v in enumerate(part.tolist()) if not np.isfinite(v).all()]
+            self.values[name] = part.tolist()
+            total, count = (part.double().sum(), len(part)) if part.ndim == 1 else part.double().sum(0)
+            if count > 0:
+                means[name] = float(total / count)
+        if bad:
+            step, name, value = min(bad, key=lambda found: found[0])
+            raise RunError(f"{name} is {value} at step {step:,}{left_in(self.folder)}; a lower --lr may help")
+        return means, self.values
+
+    def preview(self, step: int, image: Image.Image) -> None:
+        """Write an image grid to previews/ when `step` steps are done."""
+        if self.accelerator.is_main_process:
+            path = self.folder / f"previews/{step:07d}.png"
+            with writing(self.folder, step):
+                path.parent.mkdir(exist_ok=True)
+                replace(path, lambda temporary: image.save(temporary, "PNG"))
+            self.trackers.preview(image, step)
+
+    def write_page(self, step: int, status: str | None) -> None:
+        """Write index.html after so many steps. `status`: what a run that goes on is doing; None when it ends."""
+        if self.accelerator.is_main_process:
+            with writing(self.folder, step):
+                self.page.write(step, self.total, status)
+
+
+def is_up_to(step: int, line: str) -> bool:
+    """Whether a line of metrics.jsonl is whole and of a step no later than this one."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -22,13 +127,13 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of an Accelerator, for its main process alone. One that fails later is gone on without."""
+    """The trackers of an Accelerator, used by its main process alone. The training goes on without one that fails."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
 
     def start(self, folder: Path, options: dict) -> None:
-        """Begin a run named as its folder, with its options. Raises `InputError` where a tracker refuses."""
+        """Begin a run named like its folder, with its options. Raises `InputError` where a tracker refuses."""
         place, name = str(folder), folder.resolve().name
         settings = {
             "wandb": {"name": name, "dir": place},
@@ -36,13 +141,13 @@ class Trackers:
             "swanlab": {"experiment_name": name, "logdir": f"{place}/swanlab"},
             "mlflow": {"run_name": name},
             "clearml": {"task_name": name},
-            # else it writes dvc.yaml here and commits to the git repository that it finds around it
+            # by default it writes dvc.yaml here and commits to the git repository that it finds around it
             "dvclive": {"dir": f"{place}/dvclive", "dvcyaml": None, "save_dvc_exp": False},
         }
         options = {key: x if isinstance(x, bool | int | float | str) else str(x) for key, x in options.items()}
         try:
             self.accelerator.init_trackers("daynight", options, settings)
-        # of as many kinds as there are trackers
+        # trackers raise exceptions of many kinds
         except Exception as error:
             names = ", ".join(map(str, self.accelerator.log_with))
             raise InputError(f"--log {names}: cannot begin ({' '.join(str(error).split())})") from error
@@ -52,9 +157,9 @@ class Trackers:
     def log(self, values: dict[str, float], step: int) -> None:
         self._each(lambda tracker: tracker.log(values, step=step))
 
-    def preview(self, image: Image.Image, path: Path, step: int) -> None:
-        """An image, which is also in the file `path`."""
-        self._each(lambda tracker: log_image(tracker, image, path, step))
+    def preview(self, image: Image.Image, step: int) -> None:
+        """Send an image to those trackers that take images through Accelerate."""
+        self._each(lambda tracker: log_image(tracker, image, step))
 
     def finish(self) -> None:
         self._each(lambda tracker: tracker.finish())
@@ -64,28 +169,17 @@ class Trackers:
         for tracker in list(self.accelerator.trackers):
             try:
                 call(tracker)
-            # of as many kinds as there are trackers, and none is worth a training
+            # trackers raise exceptions of many kinds, and no failure there is worth a training
             except Exception as error:
                 self.accelerator.trackers.remove(tracker)
                 warn(f"--log {tracker.name}: going on without it ({' '.join(str(error).split())})")
 
 
-def log_image(tracker: GeneralTracker, image: Image.Image, path: Path, step: int) -> None:
-    """As `preview`; Accelerate has `log_images` for half of its trackers, of three kinds."""
-    name, inner = "preview", tracker.tracker
+def log_image(tracker: GeneralTracker, image: Image.Image, step: int) -> None:
+    """Accelerate has `log_images` for half of its trackers, and each takes another kind of image."""
     if tracker.name == "tensorboard":
-        tracker.log_images({name: np.asarray(image)[None]}, step, dataformats="NHWC")
+        tracker.log_images({"preview": np.asarray(image)[None]}, step, dataformats="NHWC")
     elif tracker.name in ("wandb", "swanlab"):
-        tracker.log_images({name: [image]}, step)
-    elif tracker.name in ("aim", "clearml"):
-        tracker.log_images({name: image}, step)
-    elif tracker.name == "comet_ml":
-        inner.log_image(image, name, step=step)
-    elif tracker.name == "dvclive":
-        inner.log_image(f"{name}/{path.name}", image)
-    elif tracker.name == "mlflow":
-        tracker.log_artifact(str(path), name)
-    elif tracker.name == "trackio":
-        import trackio
-
-        inner.log({name: trackio.Image(image)}, step=step)
+        tracker.log_images({"preview": [image]}, step)
+    elif hasattr(tracker, "log_images"):
+        tracker.log_images({"preview": image}, step)

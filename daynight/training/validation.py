@@ -1,9 +1,8 @@
-"""What a training measures of itself on images that it does not learn from, and which weights it keeps for that
-(`best/`). Nothing here changes what is learned: no random number of a training's is drawn, no module's mode is left
-changed.
+"""What a training measures on held-out images, and the weights that it keeps for the best result (`best/`).
 
-The images are shared out over the processes and each goes through the networks alone, so that no value depends on how
-many processes there are.
+Nothing here changes what is learned: it draws no random number of the training and leaves each module's mode as it was.
+The processes share the images, and each image goes through the networks alone, so no value depends on how many
+processes there are.
 """
 
 import math
@@ -27,15 +26,14 @@ from daynight.system.console import say
 from daynight.system.errors import Unreadable
 from daynight.system.processes import gathered, together
 
-LOWER = {"kid", "feature", "cycle"}  # of all other measures the highest is the best
-SCALE = 0.75  # of the scale consistency
+LOWER = {"kid"}  # of all other measures the highest is the best
 
 
 def held_out(options, sets: dict[str, list[ImageSet]], root: Path, labelled=()) -> tuple[dict, dict]:
-    """The sets of each option as they are left to train on, and what of them is held out to validate on.
+    """The sets of each option that are left to train on, and the images held out of them to validate on.
 
-    An option in `labelled` needs labels there. From none is held out with `--validate-every 0`, nor from
-    --unlabelled-day, from which is left out what others hold out.
+    `labelled` names the options whose held-out images need labels. With `--validate-every 0` nothing is held out.
+    `--unlabelled-day` is never split; images that other sets hold out are removed from it.
     """
     if not options.validate_every:
         return sets, {}
@@ -58,20 +56,24 @@ def held_out(options, sets: dict[str, list[ImageSet]], root: Path, labelled=()) 
     return left, held
 
 
-def fingerprints(held: dict[str, list[ImageSet]]) -> dict[str, str]:
-    """For `Run.open`."""
-    return {"images to validate": " ".join(s.fingerprint() for some in held.values() for s in some)} if held else {}
+def fingerprints(sets: dict[str, list[ImageSet]], held: dict[str, list[ImageSet]]) -> dict[str, str]:
+    """For `Run.open`: option → what identifies the images that it names; and the same of all that are held out."""
+    named = {option: some for option, some in sets.items()}
+    if held:
+        named["images to validate"] = [s for some in held.values() for s in some]
+    return {name: " ".join(s.fingerprint() for s in some) for name, some in named.items()}
 
 
 class Best:
-    """The models of a run as they were, by `measure`, at the best validation so far; in the run's checkpoints, and
-    written with them to `best/`. `models`: by name, as they are averaged; `measure`: "none" keeps nothing."""
+    """The weights of a run at its best validation so far, by the value named `measure`.
 
-    def __init__(self, run, measure: str, models: dict[str, nn.Module]):
-        self.run, self.measure, self.live = run, measure, models
+    `live`: the models that the run averages, by name. `models`: copies of them as they were, none before the first
+    validation. `measure` may be "none": then nothing is kept.
+    """
+
+    def __init__(self, measure: str, live: dict[str, nn.Module]):
+        self.measure, self.live = measure, live
         self.value, self.step, self.models = None, 0, {}
-        if run.options.validate_every and measure != "none":
-            run.track(best=self)
 
     def take(self, step: int, values: dict[str, float]) -> None:
         """The values of the validation when `step` steps are done; of equal ones the first is kept."""
@@ -82,52 +84,44 @@ class Best:
             self.value, self.step = value, step
             self._copy({name: model.state_dict() for name, model in self.live.items()})
 
-    def tell(self) -> None:
-        if self.models:
-            folder = self.run.folder / "best"
-            by = self.run.options.keep_best
-            say(f"{folder}: the best by --keep-best {by}, {self.value:.4g} after {self.step:,} steps")
-
     def state_dict(self):
         models = {name: model.state_dict() for name, model in self.models.items()}
         return {"value": self.value, "step": self.step, "models": models}
 
     def load_state_dict(self, state):
+        # restoring may have tried a newer, damaged checkpoint first: forget its models
         self.value, self.step, self.models = state["value"], state["step"], {}
-        # a checkpoint after this one may have been tried before it
-        for name in self.live:
-            self.run.products.pop(f"best/{name}", None)
         self._copy(state["models"])
 
     def _copy(self, states: dict[str, dict]) -> None:
         for name, state in states.items():
             if name not in self.models:
                 self.models[name] = deepcopy(self.live[name]).cpu()
-                self.run.keep(**{f"best/{name}": self.models[name]})
             self.models[name].load_state_dict(state)
 
 
 class Validation:
-    """When a training validates, and its share of the held-out images."""
+    """When a training validates, and this process's share of the held-out images."""
 
     def __init__(self, run, best: Best, skipped):
         self.run, self.best, self.skipped = run, best, skipped
         self.every, self.accelerator = run.options.validate_every, run.accelerator
-        run.try_validation = self.seconds
 
     def __call__(self, step: int) -> dict[str, float]:
-        """What to log after this step: mostly nothing."""
-        if not self.every or self.run.options.dry_run or ((step + 1) % self.every and step + 1 != self.run.total):
+        """What to log after this step: nothing, unless a validation is due."""
+        last = step + 1 == self.run.total
+        if not self.every or self.run.options.dry_run or ((step + 1) % self.every and not last):
             return {}
         with torch.no_grad():
             values = {name: value for name, value in self.measure().items() if math.isfinite(value)}
         self.best.take(step + 1, values)
-        if step + 1 == self.run.total:
-            self.best.tell()
+        if last and self.best.models:
+            by = f"--keep-best {self.run.options.keep_best}, {self.best.value:.4g} after {self.best.step:,} steps"
+            say(f"{self.run.folder / 'best'}: the best by {by}")
         return values
 
     def seconds(self) -> float:
-        """What a validation will take, by trying an image of each kind."""
+        """How long a validation will take, measured on one image of each kind."""
         total = 0.0
         for first, count in self.firsts() if self.every else ():
             began = time.monotonic()
@@ -135,6 +129,10 @@ class Validation:
                 first.measure()
             total += (time.monotonic() - began) * count
         return total
+
+    def tell_unmeasured(self, measured: bool) -> None:
+        if not measured and self.best.measure != "none":
+            say(f"no best/: --keep-best {self.run.options.keep_best} is not measured")
 
     def readable(self, read, photographs: Photographs) -> dict:
         """`read(i, photographs)` of this process's share of them, by number, without those that cannot be read."""
@@ -150,10 +148,8 @@ class Validation:
         return found
 
     def all_of(self, found) -> list:
-        """What the processes have found, (number of the image, value), each value on all of them, in one order."""
-        return [
-            value for _, value in sorted((one for part in gathered(list(found)) for one in part), key=itemgetter(0))
-        ]
+        """The values that the processes have found, as (number of the image, value), in the images' order."""
+        return [value for _, value in sorted((x for part in gathered(list(found)) for x in part), key=itemgetter(0))]
 
     def total(self, found: torch.Tensor) -> torch.Tensor:
         """The sum of whole numbers over the processes: the same in any order."""
@@ -171,10 +167,10 @@ class TranslationValidation(Validation):
     one of this class.
     """
 
-    def __init__(self, run, best: Best, skipped, held, features, averages, judge):
+    def __init__(self, run, best: Best, skipped, held, features, averaged, judge):
         super().__init__(run, best, skipped)
         self.features, self.judge = features, judge
-        self.day2night, self.night2day = averages["day2night"].model, averages["night2day"].model
+        self.day2night, self.night2day = averaged["day2night"], averaged["night2day"]
         if not self.every:
             return
         self.days, self.nights = self.crops(held["--day"]), self.crops(held["--night"] if features else [])
@@ -185,9 +181,7 @@ class TranslationValidation(Validation):
             say("KID is not measured: --lambda-feature 0 loads no network to see with")
         elif not self.with_kid:
             say(f"KID is not measured: it needs 3 held-out images by day and by night, here are {days} and {nights}")
-        measured = {"kid": self.with_kid, "feature": features, "kept": judge, "cycle": True, "none": True}
-        if not (days and measured[best.measure]):
-            say(f"no best/: --keep-best {best.measure} is not measured")
+        self.tell_unmeasured(days and self.with_kid)
         self.real = None  # found at the first validation, when the layers' mean squares are known
 
     def crops(self, sets: list[ImageSet]) -> dict[int, tuple[torch.Tensor, tuple[int, int]]]:
@@ -271,22 +265,12 @@ def in_range(image: torch.Tensor, device) -> torch.Tensor:
 
 
 class SegmentationValidation(Validation):
-    """Of the student and its teacher, at the training's size, whole images; all values but these in percent.
+    """Of the student and its teacher, at the training's size, whole images; all values in percent.
 
     `day_miou`, `day_accuracy`: the teacher on held-out labelled day images (classes that occur), `day/<class>` IoU.
-    On held-out night images, by no label, four parts and their mean, `index`: `night_agreement` of the teacher with the
-    student, `night_flip` with itself on the mirrored image, `night_scale` on the image at 0.75 of the size, each the
-    mean over all classes of the IoU of both predictions, a class that the teacher never predicts counting 0, so that a
-    teacher which sees one class everywhere agrees with nobody; `night_mask`: pixels that Eq. 14 accepts at ρ's last
-    value. `validate_on_miou`, `validate_on_accuracy`, `validate_on/<class>`: on --validate-on.
-
-    Rank correlation with the true night mIoU, over 12 runs on drawn streets with 15 validations each
-    (`examples/index.py --steps 240 --every 16 -- --batch-size 4`): of all checkpoints 0.54 [0.19 to 0.85], where
-    `day_miou` has 0.39 [0.20 to 0.73], intervals that overlap; within a run 0.72 [0.47 to 0.91] against 0.76
-    [0.53 to 0.93], so it is not what chooses `best/` by default. Of its parts the mask tells least (0.09), scale and
-    flip most (0.89, 0.84). On real photographs (`examples/night`: 2 runs, 6 validations each) of all 0.44 against 0.62,
-    within a run 0.77 against 0.89: the run that was 24 points worse ended 4 points lower by the index, its teacher
-    being sure of what was wrong.
+    `validate_on_miou`, `validate_on_accuracy`, `validate_on/<class>`: the same on --validate-on. On held-out night
+    images, without labels: `night_agreement`, the mean over all classes of the IoU of teacher and student, a class that
+    the teacher never predicts counting 0; `night_mask`, the pixels that Eq. 14 accepts at the last value of ρ.
     """
 
     def __init__(self, run, best: Best, skipped, held, labelled: ImageSet | None, student, teacher):
@@ -297,7 +281,7 @@ class SegmentationValidation(Validation):
         options = run.options
         nights = [path for s in held.get("--night", []) for path in s.images]
         nights = [nights[i] for i in evenly(len(nights), options.validate_images)]
-        # in memory, as bytes: a run should not end at a later validation of a file that is gone by then
+        # in memory, as bytes: a run should not end at a later validation because a file is gone by then
         self.nights = self.readable(lambda i, images: images.levels(i), Photographs(nights, options.size))
         sets = {"day": held["--day"][0], "validate_on": labelled}
         self.labelled = {
@@ -305,20 +289,17 @@ class SegmentationValidation(Validation):
             for name, image_set in sets.items()
             if image_set and image_set.images
         }
-        if best.measure not in ("none", *(["index"] if nights else []), *(f"{name}_miou" for name in self.labelled)):
-            say(f"no best/: --keep-best {options.keep_best} is not measured, there are no images for it")
+        self.tell_unmeasured(best.measure.removesuffix("_miou") in self.labelled)
 
     def measure(self) -> dict[str, float]:
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
-        values = {}
         try:
-            for name, images in self.labelled.items():
-                values |= self.scores(name, images)
-            return values | self.index()
+            found = [self.scores(name, images) for name, images in self.labelled.items()] + [self.agreement()]
         finally:
             for module, mode in modes.items():
                 module.training = mode
+        return {name: value for values in found for name, value in values.items()}
 
     def firsts(self):
         """Validations of one image, and how many there are like it."""
@@ -332,6 +313,7 @@ class SegmentationValidation(Validation):
             return model(image).float()
 
     def scores(self, name: str, images: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+        """The teacher's scores on labelled images."""
         names = self.teacher.config["names"]
         matrix = torch.zeros(len(names), len(names), dtype=torch.int64)
         for image, labels in images.values():
@@ -346,29 +328,18 @@ class SegmentationValidation(Validation):
         ious = (100 * iou(matrix)).tolist()
         return values | {f"{name}/{c}": x for c, x, there in zip(names, ious, occurs, strict=True) if there}
 
-    def index(self) -> dict[str, float]:
+    def agreement(self) -> dict[str, float]:
+        """What teacher and student make of night images, without labels."""
         classes, rho = len(self.teacher.config["names"]), numbers(self.run.options.rho)[1]
-        matrices = torch.zeros(3, classes, classes, dtype=torch.int64)
-        pixels = torch.zeros(2, dtype=torch.int64)
+        matrix, pixels = torch.zeros(classes, classes, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
         for image in self.nights.values():
             image = in_range(image, self.run.device)
-            shape = tuple(max(1, round(SCALE * n)) for n in image.shape[2:])
-            smaller = F.interpolate(image, shape, mode="bilinear", antialias=True, align_corners=False)
-            logits = self.logits(self.teacher, image)
-            scaled = F.interpolate(
-                self.logits(self.teacher, smaller), image.shape[2:], mode="bilinear", align_corners=False
-            )
-            others = self.logits(self.student, image), self.logits(self.teacher, image.flip(3)).flip(3), scaled
-            labels = logits.argmax(1)
-            for matrix, other in zip(matrices, others, strict=True):
-                matrix += confusion_matrix(labels, other.argmax(1), classes).cpu()
+            logits, others = self.logits(self.teacher, image), self.logits(self.student, image)
+            matrix += confusion_matrix(logits.argmax(1), others.argmax(1), classes).cpu()
             accepted = losses.confidence_mask(logits.softmax(1), rho)
             pixels += torch.tensor([int(accepted.sum()), accepted.numel()])
             self.run.alive()
-        matrices, (accepted, seen) = self.total(matrices), self.total(pixels).tolist()
+        matrix, (accepted, seen) = self.total(matrix), self.total(pixels).tolist()
         if not seen:
             return {}
-        named = zip(("agreement", "flip", "scale"), matrices, strict=True)
-        parts = {f"night_{name}": 100 * mean_iou(matrix, "all") for name, matrix in named}
-        parts["night_mask"] = 100 * accepted / seen
-        return parts | {"index": sum(parts.values()) / len(parts)}
+        return {"night_agreement": 100 * mean_iou(matrix, "all"), "night_mask": 100 * accepted / seen}

@@ -21,8 +21,9 @@ from daynight import cli, losses
 from daynight.config import OPTIMISATION, SegTrainOptions, numbers, option
 from daynight.data.sampling import batches, generator
 from daynight.data.sets import load
+from daynight.data.translated import Draw
 from daynight.models.ema import EMA
-from daynight.segmentation import Draw, build_student, translation_source
+from daynight.segmentation import build_student, translation_source
 from daynight.training.run import Run, ramp
 
 METHODS = Literal["threshold", "balanced", "mixup"]

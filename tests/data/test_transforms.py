@@ -14,7 +14,7 @@ from daynight.data.images import LabelledPhotographs
 from daynight.data.labels import Classes
 from daynight.data.sampling import generator
 from daynight.data.sets import load
-from daynight.segmentation import Draw
+from daynight.data.translated import Draw
 
 CLASSES = Classes(("a", "b", "c"), ((0, 0, 0),) * 3)
 

@@ -16,9 +16,9 @@ from daynight.config import SegTrainOptions
 from daynight.data.labels import TRAIN_ID_OF
 from daynight.data.sampling import generator
 from daynight.data.sets import load
+from daynight.data.translated import Draw
 from daynight.models.generator import Generator
 from daynight.models.hub import save_model
-from daynight.segmentation import Draw
 
 NAMES = [name for name, _ in CLASSES]
 

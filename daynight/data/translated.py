@@ -1,0 +1,203 @@
+"""Where G(x_s) of a sample comes from, and the samples of a segmentation training (§3.3)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from daynight.config import SegTrainOptions, pair
+from daynight.data.cache import Cache
+from daynight.data.images import LabelledPhotographs, Photographs
+from daynight.data.layouts.tree import resolve
+from daynight.data.sampling import choose
+from daynight.data.sets import ImageSet, counterparts, missing
+from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled
+from daynight.system.errors import InputError
+from daynight.system.files import read_json
+
+
+class DayCrop(NamedTuple):
+    """A crop of day image `number` of the set `name`: `image`, 3×crop in [-1, 1].
+
+    `cut_from` cuts the same place from another tensor of the image's `shape` (height, width). `night` draws a crop of a
+    real night image.
+    """
+
+    name: str
+    number: int
+    image: torch.Tensor
+    shape: tuple[int, int]
+    cut_from: Callable[[torch.Tensor], torch.Tensor]
+    night: Callable[[torch.Generator], torch.Tensor]
+
+
+class Darken:
+    """Translates without training: a random gamma, gain, tint and sensor noise."""
+
+    identity = "darken"
+
+    def __str__(self) -> str:
+        return self.identity
+
+    def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
+        return darken(crop.image, g)
+
+
+class Fourier:
+    """Translates without training: the low frequencies' amplitudes of a real night image."""
+
+    identity = "fourier"
+
+    def __str__(self) -> str:
+        return self.identity
+
+    def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
+        return fourier(crop.image, crop.night(g))
+
+
+class Network:
+    """A generator, `path` a run of translate-train. It translates whole batches on the device, in the training's loop,
+    so nothing comes from here. `weights`: its identity."""
+
+    def __init__(self, path: str, weights: str):
+        self.path, self.identity = path, weights
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __call__(self, crop: DayCrop, g: torch.Generator) -> None:
+        return None
+
+
+class Folder:
+    """The translations of whole images in a folder. `sets`: by the name of a sample's image ("day", …) the images.
+
+    Raises `InputError` naming an image that has no translation there.
+    """
+
+    def __init__(self, path: Path, sets: dict[str, ImageSet], size: str):
+        self.path = path
+        self.photographs = {name: Photographs(translations_of(s, path), size) for name, s in sets.items()}
+        record = path / "translation.json"
+        self.identity = str(read_json(record).get("model")) if record.is_file() else str(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
+        return crop.cut_from(self.photographs[crop.name].levels(crop.number, crop.shape))
+
+
+class Either:
+    """Each crop takes one of two sources."""
+
+    def __init__(self, first: Folder, second: Darken | Fourier):
+        self.first, self.second, self.identity = first, second, first.identity
+
+    def __str__(self) -> str:
+        return f"{self.first} and {self.second}"
+
+    def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
+        return (self.second if torch.rand((), generator=g) < 0.5 else self.first)(crop, g)
+
+
+FREE_TRANSLATORS = {"darken": Darken, "fourier": Fourier}
+
+
+def folder_of_translations(given: str | None, day: str, day_set: ImageSet, root: Path) -> Path | None:
+    """The folder that `--translated` names; else `<day>_night`, in the working directory or the data root, where it
+    holds a translation of every image; else None."""
+    if given:
+        return resolve(given, root, "--translated")
+    name = f"{Path(day).name}_night"
+    places = (path for path in (Path(name), root / name) if path.is_dir())
+    return next((path for path in places if counterparts(day_set.images, day_set.root, path)), None)
+
+
+def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
+    """The translation of each image. Raises `InputError` naming one that is missing."""
+    found = counterparts(image_set.images, image_set.root, folder)
+    if found is None:
+        without = missing(image_set.images, image_set.root, folder)
+        raise InputError(
+            f"--translated {folder}: {len(without):,} of {len(image_set.images):,} images of {image_set.name} have no "
+            f"translation there, as {without[0].relative_to(image_set.root)}; daynight translate goes on with it"
+        )
+    return found
+
+
+class Draw:
+    """Draws a sample: `day` and `labels` from one place, and, where they are needed, `fake_day` from the same place,
+    `weak_night` A_w(x_t) and `strong_night` A_s(x_t), `unlabelled_day` and `fake_unlabelled_day`.
+
+    Images are 3×crop in [-1, 1], labels are train ids. `source` makes the translations, None where there are none.
+    Night images come from step `--ssl-start` on. `days`: the images by their name in the sample, of which "day" has
+    labels.
+    """
+
+    def __init__(self, options: SegTrainOptions, days: dict[str, ImageSet], nights: Sequence[ImageSet], source):
+        self.options, self.source, self.crop = options, source, pair(options.crop)
+        self.ssl_start = options.ssl_start * options.steps if options.ssl else options.steps
+        self.nights = Photographs([path for s in nights for path in s.images], options.size)
+        self.days = {name: Photographs(s.images, options.size) for name, s in days.items() if name != "day"}
+        self.days = {"day": LabelledPhotographs(days["day"], options.size)} | self.days
+
+    def __call__(self, g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
+        sample = self.day("day", g)
+        if step >= self.ssl_start:
+            if "unlabelled_day" in self.days:
+                sample |= self.day("unlabelled_day", g)
+            night = self.night(g)
+            sample["weak_night"] = add_noise(night, self.options.weak_noise, g)
+            sample["strong_night"] = add_noise(jitter(night, self.options.jitter, g), self.options.strong_noise, g)
+        return sample
+
+    def day(self, name: str, g: torch.Generator) -> dict[str, torch.Tensor]:
+        """A crop of a day image: with its labels (of the labelled set) and its translation."""
+        photographs = self.days[name]
+        i = choose(len(photographs), g)
+        image = photographs.levels(i)
+        shape = tuple(image.shape[1:])
+        cut_from = self.place(shape, g)
+        sample = {name: cut_from(image)}
+        if name == "day":
+            sample["labels"] = cut_from(photographs.label(i, *shape), fill=255)[0]
+        fake = self.source(DayCrop(name, i, sample[name], shape, cut_from, self.night), g) if self.source else None
+        return sample if fake is None else sample | {f"fake_{name}": fake}
+
+    def night(self, g: torch.Generator) -> torch.Tensor:
+        image = self.nights.levels(choose(len(self.nights), g))
+        return self.place(image.shape[1:], g)(image)
+
+    def place(self, shape: tuple[int, int], g: torch.Generator) -> Callable[..., torch.Tensor]:
+        """Draws a crop, and whether it is mirrored: a function that cuts it from an image or, with `fill`, labels."""
+        box = random_box(*shape, self.crop, g)
+        flip = self.options.flip and torch.rand((), generator=g) < 0.5
+
+        def cut_from(tensor, fill=None):
+            tensor = cut(tensor, box, self.crop, fill)
+            tensor = tensor.flip(2) if flip else tensor
+            return scaled(tensor) if fill is None else tensor.long()
+
+        return cut_from
+
+    def translations(self) -> list[Path]:
+        """The files of translated images."""
+        folder = self.source.first if isinstance(self.source, Either) else self.source
+        return (
+            [path for x in folder.photographs.values() for path in x.images.paths] if isinstance(folder, Folder) else []
+        )
+
+    def photographs(self) -> dict[str, Photographs]:
+        """Everything that is drawn from, by what it is called in messages."""
+        source = self.source.first if isinstance(self.source, Either) else self.source
+        found = {f"--{name.replace('_', '-')}": photographs for name, photographs in self.days.items()}
+        if isinstance(source, Folder):
+            found |= {f"translated --{name.replace('_', '-')}": x for name, x in source.photographs.items()}
+        return found | ({"--night": self.nights} if len(self.nights) else {})
+
+    def keep_in(self, cache: Cache) -> None:
+        """Have each file decoded and resized once."""
+        for name, photographs in self.photographs().items():
+            photographs.keep_in(cache, name)
