@@ -304,6 +304,9 @@ class TranslateTrainOptions(TrainingOptions):
     lr_drop: Annotated[
         float, option("--lr-drop", OPTIMISATION, "Fraction of the steps after which --lr is halved.", min=0, max=1)
     ] = 1 / 7
+    history: Annotated[
+        int, option("--history", OPTIMISATION, "Fakes kept to show to D again (CycleGAN); 0: none.", min=0)
+    ] = 50
     ema_decay: EmaDecay = 0.9999
     judge: Annotated[
         str | None,

@@ -27,7 +27,6 @@ from daynight.training.dry_run import check_files
 from daynight.training.run import Run
 from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out
 
-HISTORY = 50  # fakes of each domain that are kept to show to the discriminator again (CycleGAN)
 CLIP = 5.0  # largest gradient norm, per network (§4.2)
 
 
@@ -130,7 +129,7 @@ def train(options: TranslateTrainOptions) -> None:
     adam = dict(lr=options.lr, betas=(0.5, 0.999), fused=True)
     generator_optimizer = torch.optim.Adam(generators.parameters(), **adam)
     discriminator_optimizer = torch.optim.Adam(discriminators.to(run.device).parameters(), **adam)
-    day_history, night_history = History(HISTORY), History(HISTORY)
+    day_history, night_history = History(options.history), History(options.history)
     best = Best(options.keep_best, averaged)
     checkpoint = Checkpoint(
         run.folder, run.accelerator, averaged, partial(write_card, run=run.folder, options=options), best=best,

@@ -564,7 +564,6 @@ ROWS = [
     ("--translator darken", f"training on both, {FROM} darken\n", DAY + FAKE),
     ("--translator fourier", f"training on both, {FROM} fourier\n", DAY + FAKE),
     ("--translated cs_night --translator darken", f"{FROM} cs_night and darken\n", DAY + FAKE),
-    ("--ssl --darken 0.5", f"{FROM} cs_night, SSL\n", DAY + FAKE + FAKE_SSL + NIGHT),
     ("--translator darken --train-on translated", f"training on translated, {FROM} darken\n", FAKE),
     ("--ssl", f"training on both, {FROM} cs_night, SSL\n", DAY + FAKE + FAKE_SSL + NIGHT),
     ("--ssl --translator runs/day2night", f"{FROM} runs/day2night, SSL\n", DAY + FAKE + FAKE_SSL + NIGHT),
@@ -626,7 +625,6 @@ def test_init_of_a_translator(home, tmp_path):
 
 REFUSED = [
     ("--translated cs_night --translator runs/day2night", ["--translated", "--translator"]),
-    ("--darken 0.5 --translator runs/day2night", ["--darken", "daynight translate"]),
     ("--translated data/nd", ["--translated", "4 of 4", "daynight translate"]),
     ("--translated nowhere", ["--translated", "nowhere"]),
     ("--translator nowhere", ["--translator nowhere", "translate-train"]),
@@ -656,7 +654,6 @@ def test_refused(words, named, home, seg, tmp_path):
         ("--train-on day --translator nowhere", "--translator"),
         ("--train-on day --translated cs_night --translator darken", "--translat"),
         ("--unlabelled-day nowhere", "--unlabelled-day"),
-        ("--train-on day --darken 0.5", "--darken"),
         ("--init runs/seg --backbone test_efficientnet", "--backbone"),
     ],
 )

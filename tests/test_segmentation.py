@@ -10,6 +10,7 @@ from daynight.config import SegTrainOptions
 from daynight.data.sampling import generator
 from daynight.data.sets import load
 from daynight.data.translated import Draw
+from daynight.segmentation import translation_source
 
 CROPS = 60
 
@@ -24,14 +25,11 @@ def draw(tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", trees.SIZE[::-1], (100, 100, 100)).save(place)
 
-    def draw(how, **options):
+    def draw(**options):
         options = SegTrainOptions(size="native", crop="32", steps=10, translated=str(tmp_path / "grey"), **options)
-        sets = {
-            "--day": [load("day", tmp_path, "--day", labelled=True)],
-            "--night": [load("night", tmp_path, "--night", time="night")],
-            "--unlabelled-day": [],
-        }
-        draw = Draw(options, sets, how, options.translated)
+        days = {"day": load("day", tmp_path, "--day", labelled=True)}
+        nights = [load("night", tmp_path, "--night", time="night")]
+        draw = Draw(options, days, nights, translation_source(options, days, tmp_path))
         return [draw(generator(0, 9, slot), 9) for slot in range(CROPS)]
 
     return draw
@@ -46,24 +44,12 @@ def share(samples, name="fake_day"):
 
 
 def test_translations_of_two_kinds_are_mixed(draw):
-    assert share(draw("folder")) == 1
+    assert share(draw()) == 1
     for kind in ("darken", "fourier"):
-        samples = draw("folder", translator=kind)
+        samples = draw(translator=kind)
         assert 0.3 < share(samples) < 0.7
         # the others are made of the same crop
         others = [s for s in samples if not is_grey(s["fake_day"])]
         for sample in others:
             seen = torch.stack([sample["day"].mean(0).flatten(), sample["fake_day"].mean(0).flatten()])
             assert torch.corrcoef(seen)[0, 1] > 0.5
-
-
-def test_a_share_of_what_the_student_sees_is_darkened(draw):
-    assert share(draw("folder", darken=1.0)) == 0
-    assert 0.3 < share(draw("folder", darken=0.5)) < 0.7
-    plain, dark = (draw("folder", ssl=True, darken=darken) for darken in (0.0, 1.0))
-    assert all(torch.equal(one["day"], other["day"]) for one, other in zip(plain, dark, strict=True))
-    weak, strong = (
-        [torch.stack([sample[name] for sample in samples]).mean() for samples in (plain, dark)]
-        for name in ("weak_night", "strong_night")
-    )
-    assert abs(weak[1] - weak[0]) < 0.02 and strong[1] < strong[0] - 0.05  # the teacher's view stays

@@ -107,11 +107,6 @@ class LabelledPhotographs(Photographs):
         made_of = f"{self.image_set.label_kind} {self.image_set.classes}"
         self.kept_labels = cache.add(f"{name} labels", self.image_set.labels, self.size, 1, made_of)
 
-    def labelled(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image in [-1, 1], and its 1×H×W train ids (int64), 255 = ignore."""
-        image = self.image(i)
-        return image, self.label(i, *image.shape[1:]).long()
-
     def label(self, i: int, height: int, width: int, own_size: bool = True) -> torch.Tensor:
         """1×height×width train ids (uint8), 255 = ignore; `own_size`: the file must be as large as its image's."""
 

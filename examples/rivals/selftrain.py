@@ -12,6 +12,7 @@ mixup: interpolation consistency (Verma et al. 2019): on a mixture of two night 
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,8 +24,11 @@ from daynight.data.sampling import batches, generator
 from daynight.data.sets import load
 from daynight.data.translated import Draw
 from daynight.models.ema import EMA
+from daynight.reports.card import write_card
 from daynight.segmentation import build_student, translation_source
+from daynight.training.checkpoint import Checkpoint
 from daynight.training.run import Run, ramp
+from daynight.training.validation import fingerprints
 
 METHODS = Literal["threshold", "balanced", "mixup"]
 
@@ -64,24 +68,24 @@ def pseudo_labels(seen, options: Options, done: float, bounds: Bounds):
 def train(options: Options) -> None:
     options.ssl = True  # night images are drawn
     run, root = Run(options), Path(options.data_root)
-    day_set = load(options.day, root, "--day", time="day", labelled=True)
+    days = {"day": load(options.day, root, "--day", time="day", labelled=True)}
     nights = [load(name, root, "--night", time="night") for name in options.night]
-    how, where = translation_source(options, day_set, root)
+    source = translation_source(options, days, root)
     torch.manual_seed(options.seed)
-    student = build_student(options, day_set)
-    sets = {"--day": [day_set], "--night": nights, "--unlabelled-day": []}
-    draw = Draw(options, sets, how, where)
-    run.open({"--day": day_set.fingerprint(), "--night": " ".join(s.fingerprint() for s in nights)})
+    student = build_student(options, days["day"])
+    draw = Draw(options, days, nights, source)
+    run.open(fingerprints({"--day": [days["day"]], "--night": nights}, {}))
     teacher = EMA(student.to(run.device), options.ema_decay)
     optimizer = torch.optim.Adam(student.parameters(), lr=options.lr, fused=True)
-    bounds = Bounds(len(day_set.classes), run.device)
-    run.track(student=student, teacher=teacher.model, optimizer=optimizer, bounds=bounds)
-    run.keep(teacher=teacher.model)
-    run.restore()
+    bounds = Bounds(len(days["day"].classes), run.device)
+    card = partial(write_card, run=run.folder, options=options)
+    parts = {"student": student, "teacher": teacher.model, "optimizer": optimizer, "bounds": bounds}
+    checkpoint = Checkpoint(run.folder, run.accelerator, {"teacher": teacher.model}, card, **parts)
+    run.resume(checkpoint)
     student.train()
 
     loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers)
-    for step, batch in run.steps(loader):
+    for step, batch in run.steps(loader, checkpoint):
         batch = {name: tensor.to(run.device) for name, tensor in batch.items()}
         labels, views = batch["labels"], [batch["day"], batch["fake_day"]]
         if step < options.ssl_start * run.total:

@@ -14,7 +14,7 @@ from daynight.data.images import LabelledPhotographs
 from daynight.data.labels import Classes
 from daynight.data.sampling import generator
 from daynight.data.sets import load
-from daynight.data.translated import Draw
+from daynight.data.translated import Darken, Draw, Folder
 
 CLASSES = Classes(("a", "b", "c"), ((0, 0, 0),) * 3)
 
@@ -130,7 +130,8 @@ def test_labelled_photographs_agree_at_any_size(root):
         photographs = LabelledPhotographs(load(str(root / "day"), root, "--day", labelled=True), size)
         assert len(photographs) == 3
         for i in range(3):
-            image, label = photographs.labelled(i)
+            image = photographs.image(i)
+            label = photographs.label(i, *image.shape[1:]).long()
             assert label.shape == (1, *image.shape[1:]) and label.dtype == torch.int64
             # anti-aliasing mixes across blocks: inside a block of 4 (2 at half size) most pixels are sure
             assert (classes_seen(image) == label[0]).float().mean() > (0.7 if size == "24" else 0.999)
@@ -142,8 +143,8 @@ def test_image_label_and_translation_are_cut_at_one_place(root, flip):
     options = SegTrainOptions(
         day=str(root / "day"), size="native", crop="20x25", flip=flip, steps=10, translated=str(root / "translated")
     )
-    sets = {"--day": [load(options.day, root, "--day", labelled=True)], "--night": [], "--unlabelled-day": []}
-    draw = Draw(options, sets, "folder", options.translated)
+    days = {"day": load(options.day, root, "--day", labelled=True)}
+    draw = Draw(options, days, [], Folder(root / "translated", days, options.size))
     mirrored, places = set(), set()
     for slot in range(24):
         sample = draw(generator(0, 0, slot), 0)
@@ -160,8 +161,8 @@ def test_image_label_and_translation_are_cut_at_one_place(root, flip):
 
 def test_beyond_the_image_labels_are_ignored(root):
     options = SegTrainOptions(day=str(root / "day"), size="native", crop="60x64", steps=10)
-    sets = {"--day": [load(options.day, root, "--day", labelled=True)], "--night": [], "--unlabelled-day": []}
-    sample = Draw(options, sets, None, None)(seeded(), 0)
+    days = {"day": load(options.day, root, "--day", labelled=True)}
+    sample = Draw(options, days, [], None)(seeded(), 0)
     assert sample["day"].shape == (3, 60, 64)
     assert (sample["labels"][48:] == 255).all() and (sample["labels"][:, 60:] == 255).all()
     assert torch.equal(classes_seen(sample["day"])[:48, :60], sample["labels"][:48, :60])
@@ -172,17 +173,14 @@ def test_weak_and_strong_views_are_of_one_night_crop(root):
         day=str(root / "day"), night=[str(root / "night")], size="native", crop="16", steps=10, ssl=True, ssl_start=0.2,
         weak_noise=0, strong_noise=0, jitter=0,
     )  # fmt: skip
-    sets = {
-        "--day": [load(options.day, root, "--day", labelled=True)],
-        "--night": [load(options.night[0], root, "--night")],
-        "--unlabelled-day": [],
-    }
-    draw = Draw(options, sets, "darken", None)
+    days = {"day": load(options.day, root, "--day", labelled=True)}
+    nights = [load(options.night[0], root, "--night")]
+    draw = Draw(options, days, nights, Darken())
     assert "weak_night" not in draw(seeded(), 1)  # before Eq. 15 begins
     sample = draw(seeded(), 2)
     assert torch.allclose(sample["weak_night"], sample["strong_night"], atol=1e-5)
     options.weak_noise, options.strong_noise, options.jitter = 0.02, 0.1, 0.4
-    noisy = Draw(options, sets, "darken", None)(seeded(), 2)
+    noisy = Draw(options, days, nights, Darken())(seeded(), 2)
     weak, strong = ((noisy[name] - sample[name]).abs().mean().item() for name in ("weak_night", "strong_night"))
     assert 0.005 < weak < 0.02 < 0.05 < strong
     assert torch.equal(noisy["labels"], sample["labels"]) and torch.equal(noisy["day"], sample["day"])

@@ -227,7 +227,7 @@ def test_the_configurations_say_all_of_it(parse):  # noqa: F811
     assert written.keys() == {"translate", "eval", *TABLE, *(f"translator-{name}" for name in TRANSLATORS)}
     seg = "day train-on size crop backbone backbone-weights steps batch-size lr ema-decay".split()
     ssl = "ssl night unlabelled-day ssl-start rho lambda-ssl weak-noise strong-noise jitter".split()
-    gan = "day night size crop batch-size width blocks upsample gan lambda-cyc lambda-feature steps lr lr-drop clip"
+    gan = "day night size crop batch-size width blocks upsample gan lambda-cyc lambda-feature steps lr lr-drop"
     assert all(set(seg) <= written[row].keys() for row in TABLE) and set(ssl) <= written["ssl"].keys()
     assert all({*gan.split(), "ema-decay"} <= written[f"translator-{name}"].keys() for name in TRANSLATORS)
     for line, config in (

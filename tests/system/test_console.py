@@ -11,6 +11,7 @@ from rich.console import Console
 from daynight.config import SegTrainOptions
 from daynight.system import console
 from daynight.system.console import Meter, counted
+from daynight.training.checkpoint import Checkpoint
 from daynight.training.run import Run
 
 
@@ -109,7 +110,8 @@ def test_a_run_tells_waiting_for_data_from_computing(tmp_path, capsys):
             yield {"day": torch.zeros(2, 3, 4, 4), "night": torch.zeros(2, 3, 4, 4), "labels": torch.zeros(2, 4, 4)}
 
     run.open({})
-    for step, batch in run.steps(loader()):
+    checkpoint = Checkpoint(run.folder, run.accelerator, {}, None)
+    for step, batch in run.steps(loader(), checkpoint):
         time.sleep(0.02)
         run.log(step, ce_day=batch["day"].sum())
     lines = [line for line in capsys.readouterr().out.splitlines() if "steps/s" in line]

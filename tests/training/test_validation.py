@@ -1,6 +1,5 @@
 """What a training measures on held-out images and keeps: right numbers, and the same training with or without it."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,6 @@ from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.models.hub import load_model
 from daynight.models.perceptual import FeatureNetwork
-from daynight.system.errors import InputError
 from daynight.training.validation import Best, SegmentationValidation, held_out
 
 
@@ -45,7 +43,7 @@ def runs(data, tmp_path_factory):
     weights, validating = str(data / "test_resnet.safetensors"), {"validate_every": 2, "log_every": 1}
     seg = {"ssl": True, "train_on": "both", "translator": "darken", "validate_on": str(data / "night")} | validating
     made = {
-        "seg": seg_options(data, root / "seg", keep_best="index", **seg),
+        "seg": seg_options(data, root / "seg", **seg),
         "translation": translate_options(
             data, root / "translation", crop="32x64", feature_weights=weights, judge=str(root / "seg"), **validating
         ),
@@ -89,35 +87,30 @@ def test_a_killed_run_keeps_the_same_best(step, kind, runs, tmp_path, monkeypatc
 
 
 def test_best_is_the_model_of_the_best_validation():
-    kept, tracked = {}, {}
-    run = SimpleNamespace(
-        options=SimpleNamespace(validate_every=1), keep=kept.update, track=tracked.update, products=kept
-    )
     for measure, values, chosen in (
         ("kid", [3.0, 1.0, 2.0, 1.0], 1),
-        ("kept", [3.0, 5.0, 4.0, 5.0], 1),
+        ("validate_on_miou", [3.0, 5.0, 4.0, 5.0], 1),
         ("day_miou", [None, 2.0, 2.0, 1.0], 1),
-        ("index", [1.0, 2.0, None, 3.0], 3),
+        ("day_miou", [1.0, 2.0, None, 3.0], 3),
     ):
         model = torch.nn.Linear(1, 1, bias=False)
-        best = Best(run, measure, {"model": model})
+        best = Best(measure, {"model": model})
         for step, value in enumerate(values):
             with torch.no_grad():
                 model.weight.fill_(step)
             best.take(step, {"other": 9.0} | ({measure: value} if value is not None else {}))
-        assert kept["best/model"].weight.item() == best.step == chosen
+        assert best.models["model"].weight.item() == best.step == chosen
         # and after a resume
-        kept.clear()
-        again = Best(run, measure, {"model": model})
+        again = Best(measure, {"model": model})
         again.load_state_dict(best.state_dict())
         again.take(9, {measure: best.value})
-        assert kept["best/model"].weight.item() == again.step == chosen
+        assert again.models["model"].weight.item() == again.step == chosen
         # from a checkpoint of before the first validation, where that one was tried first
-        again.load_state_dict(Best(run, measure, {"model": model}).state_dict())
-        assert not kept and again.value is None
-    assert isinstance(tracked.pop("best"), Best)
-    Best(run, "none", {"model": model}).take(1, {"kid": 1.0})
-    assert not tracked
+        again.load_state_dict(Best(measure, {"model": model}).state_dict())
+        assert not again.models and again.value is None
+    nothing = Best("none", {"model": model})
+    nothing.take(1, {"kid": 1.0})
+    assert not nothing.models
 
 
 def test_what_a_translator_is_measured_by(data, runs):
@@ -158,7 +151,8 @@ def test_what_a_teacher_is_measured_by(data, runs):
     found, teacher = metrics(root / "seg")[-1], load_model(str(root / "seg"), "teacher", "", DeepLabV2)
     for name, measured in (("day", "day"), ("night", "validate_on")):
         photographs = LabelledPhotographs(load(str(data / name), Path(), "", splits=("val",)), "native")
-        images, labels = zip(*(photographs.labelled(i) for i in range(4)), strict=True)
+        images = [photographs.image(i) for i in range(4)]
+        labels = [photographs.label(i, *image.shape[1:]).long() for i, image in enumerate(images)]
         with torch.no_grad():
             matrix = confusion_matrix(torch.cat(labels), teacher(torch.stack(images)).argmax(1), len(streets.CLASSES))
         assert found[f"{measured}_miou"] == pytest.approx(100 * mean_iou(matrix))
@@ -184,26 +178,24 @@ class Stub(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "teacher, student, rho, expected",
+    "teacher, student, rho, agreement, mask",
     [
-        # all four classes in mirror-symmetric places would be: here one side is not the other's mirror image
-        ((0, 1, 2, 3), (0, 1, 2, 3), "0,0.8", {"agreement": 100, "flip": 0, "mask": 100}),
+        ((0, 1, 2, 3), (0, 1, 2, 3), "0,0.8", 100, 100),
         # the student takes half of a for b: IoU of a 1/2, of b 1/2 of the union
-        ((0, 0, 1, 1), (0, 1, 1, 1), "0,0.95", {"agreement": 100 * (1 / 2 + 2 / 3) / 4, "flip": 0, "mask": 0}),
+        ((0, 0, 1, 1), (0, 1, 1, 1), "0,0.95", 100 * (1 / 2 + 2 / 3) / 4, 0),
         # one class everywhere: nothing but the mask speaks for it
-        ((2, 2, 2, 2), (2, 2, 2, 2), "0.95,0.5", {"agreement": 25, "flip": 25, "mask": 100}),
-        ((0, 3, 3, 0), (3, 0, 0, 3), "0,0.8", {"agreement": 0, "flip": 50, "mask": 100}),
+        ((2, 2, 2, 2), (2, 2, 2, 2), "0.95,0.5", 25, 100),
+        ((0, 3, 3, 0), (3, 0, 0, 3), "0,0.8", 0, 100),
     ],
 )
-def test_the_index(teacher, student, rho, expected, data):
+def test_what_is_measured_at_night_without_labels(teacher, student, rho, agreement, mask, data):
     options = seg_options(data, "", rho=rho)
     accelerator = SimpleNamespace(process_index=0, num_processes=1, autocast=lambda: torch.no_grad())
     run = SimpleNamespace(options=options, accelerator=accelerator, device="cpu", alive=lambda: None)
     held = {option: [load(str(data / option[2:]), Path(), "", splits=("val",))] for option in ("--day", "--night")}
-    best = SimpleNamespace(measure="index")
-    found = SegmentationValidation(run, best, None, held, None, Stub(*student), Stub(*teacher)).index()
-    assert {name: found[f"night_{name}"] for name in expected} == pytest.approx(expected)
-    assert found["index"] == pytest.approx(sum(found[f"night_{n}"] for n in ("agreement", "flip", "scale", "mask")) / 4)
+    best = SimpleNamespace(measure="none")
+    found = SegmentationValidation(run, best, None, held, None, Stub(*student), Stub(*teacher)).agreement()
+    assert found == pytest.approx({"night_agreement": agreement, "night_mask": mask})
 
 
 def test_two_processes_measure_as_one(data, tmp_path, monkeypatch):
@@ -225,9 +217,7 @@ def test_two_processes_measure_as_one(data, tmp_path, monkeypatch):
         for count in (1, 2):
             assert run(f"{line} --out {name}-{count}", count, home).codes == [0] * count
         one, two = (metrics(home / f"{name}-{count}")[-1] for count in (1, 2))
-        measured = [
-            key for key in one if key.startswith(("day", "night", "validate", "index", "kid", "kept", "cyc", "fe"))
-        ]
+        measured = [key for key in one if key.startswith(("day", "night", "validate", "kid", "kept", "cyc", "fe"))]
         measured = [key for key in measured if key not in ("cycle_day", "cycle_night", "feature_day", "feature_night")]
         assert len(measured) > 5 and {key: one[key] for key in measured} == {key: two[key] for key in measured}
 
@@ -274,12 +264,10 @@ TRANSLATE = (
 @pytest.mark.parametrize(
     "line, message",
     [
-        (TRANSLATE + "--keep-best kept", "--keep-best kept: is what --judge finds; give --judge RUN"),
         (TRANSLATE + "--judge {tmp}/none", "--judge {tmp}/none: no such folder"),
         (TRAIN + "--keep-best labelled", "--keep-best labelled: is the mIoU on --validate-on"),
         (TRAIN + "--validate-on {tmp}/own", "--validate-on {tmp}/own: its classes are not those of --day {data}/day"),
         (TRAIN + "--validate-on {tmp}/bare", "--validate-on: {tmp}/bare: no labels"),
-        (TRAIN + "--keep-best index --night {tmp}/none", "--night: no data set"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is_done(line, message, data, tmp_path):
@@ -295,11 +283,11 @@ def test_what_cannot_be_measured_is_told_before_anything_is_done(line, message, 
     "line, said, kept",
     [
         (TRANSLATE + "--lambda-feature 0", "KID is not measured: --lambda-feature 0", False),
-        (TRANSLATE + "--lambda-feature 0 --keep-best cycle", "the best by --keep-best cycle", True),
+        (TRANSLATE, "the best by --keep-best kid", True),
         (TRANSLATE + "--validate-images 2", "it needs 3 held-out images by day and by night, here are 2 and 2", False),
         (TRANSLATE + "--keep-best none", "to validate: ", False),
         (TRAIN + "--day {tmp}/own --train-on day", "no best/: --keep-best day is not measured", False),
-        (TRAIN + "--keep-best index --train-on day", "the best by --keep-best index", True),
+        (TRAIN + "--train-on day", "the best by --keep-best day", True),
         (TRAIN + "--keep-best labelled --validate-on {data}/night", "the best by --keep-best labelled", True),
     ],
 )
@@ -326,15 +314,3 @@ def test_a_held_out_image_that_cannot_be_read_stops_no_run_in_its_middle(data, t
     result = daynight(f"{line} --skip-unreadable")
     assert result.code == 0 and "1 skipped that cannot be read" in result.out, result
     assert metrics(tmp_path / "run")[-1].keys() >= {"cycle", "feature"} and not (tmp_path / "run/best").exists()
-
-
-def test_a_run_that_began_before_there_was_validation_is_not_validated_halfway(data, tmp_path, monkeypatch):
-    options = seg_options(data, tmp_path / "run", validate_every=0)
-    stop_after(monkeypatch, 4, kill, options)
-    path = tmp_path / "run/options.json"
-    record = json.loads(path.read_text())
-    record["options"] = {n: x for n, x in record["options"].items() if "validate" not in n and n != "keep-best"}
-    path.write_text(json.dumps(record))
-    with pytest.raises(InputError, match="--validate-every 1000: the run in .* has 0"):
-        train(replace(options, validate_every=1000))
-    train(options)
