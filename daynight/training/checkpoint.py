@@ -76,13 +76,13 @@ class Checkpoint:
         for path in reversed(found.values()):
             problem = None
             try:
-                extra = self._load(path)
+                step, values = self._load(path)
             except Exception as error:  # whatever a damaged file leads to
                 problem = " ".join(str(error).split()) or type(error).__name__
             # where one process cannot read a checkpoint, no process goes on from it
             problem = next(filter(None, gathered(problem)), None)
             if not problem:
-                return extra["step"], extra["values"]
+                return step, values
             warn(f"{path} is not whole ({problem}): trying the one before")
         if found:
             raise InputError(
@@ -90,14 +90,14 @@ class Checkpoint:
             )
         return 0, {}
 
-    def _load(self, path: Path) -> dict:
+    def _load(self, path: Path) -> tuple[int, dict[str, list]]:
         states, extra = read_state(path / "state.safetensors", self.parts)
         # with more processes than before, the new ones begin with nothing of their own
         if self.local and self.accelerator.process_index < extra["processes"]:
             states |= read_state(path / self.local_file, self.local)[0]
         for name, state in states.items():
             (self.parts | self.local)[name].load_state_dict(state)
-        return extra
+        return extra["step"], extra["values"]
 
     def save(self, step: int, values: dict[str, list]) -> None:
         """Write `checkpoint-<step>` under another name, flush it to disk and rename it; the newest two are kept.

@@ -17,7 +17,7 @@ from daynight.training.dry_run import check_files
 SMALL = "--day day --night dark --crop 32 --size native --log-every 5 --out out/run"
 LINES = {
     "translate-train": (
-        f"translate-train {SMALL} --width 4 --blocks 1 --feature-network test_resnet "
+        f"translate-train {SMALL} --width 4 --blocks 1 --history 20 --feature-network test_resnet "
         "--feature-layer layer1 --feature-weights random"
     ),
     "seg-train": (
