@@ -38,7 +38,6 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from daynight import losses
 from daynight.config import SegTrainOptions, TranslateTrainOptions, numbers
 from daynight.data.cache import Cache
 from daynight.data.images import Images, Photographs
@@ -55,7 +54,7 @@ from daynight.segmentation import student_terms
 from daynight.system.console import say, show
 from daynight.system.files import write_json
 from daynight.training.run import ramp
-from daynight.translation import Discriminators, Generators, History, generator_terms
+from daynight.translation import CLIP, Discriminators, Generators, History, discriminator_terms, generator_terms
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 CLASSES = [(f"class {i}", (i, i, i)) for i in range(19)]
@@ -228,7 +227,7 @@ class OurTranslator:
         optimizer.zero_grad()
         loss.backward()
         for model in models:
-            nn.utils.clip_grad_norm_(model.parameters(), self.options.clip)
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
 
     def __call__(self, day, night) -> dict[str, torch.Tensor]:
@@ -246,14 +245,12 @@ class OurTranslator:
             self.history[n].exchange(x, draws) for n, x in (("day", fake_day), ("night", fake_night))
         )
         with self.autocast():
-            real_day, real_night, false_day, false_night = discriminators(day, night, shown_day, shown_night)
-        terms["d_night"] = losses.adversarial_discriminator(real_night, false_night, options.gan)
-        terms["d_day"] = losses.adversarial_discriminator(real_day, false_day, options.gan)
-        self.update(terms["d_night"] + terms["d_day"], self.optimizer_d, discriminators.children())
+            d_terms = discriminator_terms(day, night, shown_day, shown_night, discriminators, options)
+        self.update(sum(d_terms.values()), self.optimizer_d, discriminators.children())
         for name, average in self.averages.items():
             average.update(getattr(self.generators, name), self.step)
         self.step += 1
-        return terms
+        return terms | d_terms
 
 
 class Segmentation:
@@ -291,10 +288,9 @@ class OurSegmentation(Segmentation):
     def losses(self, batch, rho, weight):
         noisy = {"fake_day": "day", "strong_night": "weak_night"}
         dropout = [g for name in noisy for g in self.dropout(name, len(batch["day"]))]
-        labels, valid = (dict.fromkeys(("day", "fake_day"), x) for x in (batch["labels"], None))
         with self.autocast():
             return student_terms(
-                self.student, self.average.model, batch, list(labels), noisy, labels, valid, dropout, rho, weight
+                self.student, self.average.model, batch, ["day", "fake_day"], noisy, None, dropout, rho, weight
             )[0]
 
     def follow(self):
