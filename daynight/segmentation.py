@@ -1,6 +1,5 @@
 """`seg-train`: the student and its mean teacher of §3.3, and every row of Table 1 before it."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,11 +8,10 @@ from daynight import losses
 from daynight.config import SegTrainOptions, numbers, pair
 from daynight.data.cache import Cache
 from daynight.data.images import LabelledPhotographs, Photographs
-from daynight.data.layouts.tree import locate, resolve
+from daynight.data.layouts.tree import resolve
 from daynight.data.sampling import Skipped, batches, choose, generator
 from daynight.data.sets import ImageSet, check_disjoint, counterparts, load, missing, thinned
 from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled, to_image
-from daynight.inference.audit import ignoring
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.ema import EMA
 from daynight.models.generator import Generator
@@ -150,7 +148,7 @@ def train(options: SegTrainOptions) -> None:
                 for name in {"day", "unlabelled_day"} & batch.keys():
                     batch[f"fake_{name}"] = translator(batch[name])
         clean = {"day": ["day"], "translated": ["fake_day"], "both": ["day", "fake_day"]}[train_on]
-        labels = {"day": batch["labels"], "fake_day": batch.get("fake_labels", batch["labels"])}
+        labels = {"day": batch["labels"], "fake_day": batch["labels"]}
         valid = {name: run.mean((labels[name] != 255).sum().float()) for name in clean}
 
         noisy, dropout, rho, weight = {}, [], 0.0, 0.0
@@ -193,12 +191,10 @@ class Draw:
         self.days = {"day": LabelledPhotographs(sets["--day"][0], options.size)}
         for image_set in sets["--unlabelled-day"]:
             self.days["unlabelled_day"] = Photographs(image_set.images, options.size)
-        self.translated, self.audited = {}, None
+        self.translated = {}
         if how == "folder":
             for name, image_set in zip(self.days, sets["--day"] + sets["--unlabelled-day"], strict=True):
                 self.translated[name] = Photographs(translations_of(image_set, Path(where)), options.size)
-            if ignoring(Path(where)):
-                self.audited = LabelledPhotographs(audited_labels(sets["--day"][0], Path(where)), options.size)
 
     def __call__(self, g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
         sample = self.day("day", g)
@@ -217,15 +213,12 @@ class Draw:
             photographs.keep_in(cache, f"--{name.replace('_', '-')}")
         for name, photographs in self.translated.items():
             photographs.keep_in(cache, f"translated --{name.replace('_', '-')}")
-        if self.audited:
-            self.audited.keep_labels_in(cache, "audited")
         if len(self.nights):
             self.nights.keep_in(cache, "--night")
 
     def made(self) -> list[Path]:
-        """The translated images, and the labels beside them that are learned from."""
-        images = [path for photographs in self.translated.values() for path in photographs.images.paths]
-        return images + list(self.audited.image_set.labels if self.audited else [])
+        """The translated images."""
+        return [path for photographs in self.translated.values() for path in photographs.images.paths]
 
     def day(self, name: str, g: torch.Generator) -> dict[str, torch.Tensor]:
         """A crop of a day image: with its labels (of the labelled set) and its translation."""
@@ -251,10 +244,6 @@ class Draw:
         else:
             return sample
         sample[f"fake_{name}"] = self.darker(fake, g)
-        if self.audited and name == "day":
-            sample["fake_labels"] = sample["labels"]
-            if how == "folder":
-                sample["fake_labels"] = place(self.audited.label(i, *image.shape[1:], own_size=False), fill=255)[0]
         return sample
 
     def darker(self, image: torch.Tensor, g: torch.Generator) -> torch.Tensor:
@@ -329,17 +318,6 @@ def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
     return found
 
 
-def audited_labels(image_set: ImageSet, folder: Path) -> ImageSet:
-    """The images with the labels that `daynight translate --audit-ignore` left beside their translations. Raises
-    `InputError` naming one that is missing."""
-    root = locate(folder).root
-    labels = tuple(root / label.relative_to(image_set.root) for label in image_set.labels)
-    without = [label for label in labels if not label.is_file()]
-    if without:
-        raise InputError(f"--translated {folder}: no label {without[0]}; daynight translate goes on with it")
-    return replace(image_set, labels=labels)
-
-
 def translator_identity(how: str | None, where: str | None) -> str | None:
     """What tells a source of translations from another: a translated folder's record, or a generator's weights."""
     if how == "run":
@@ -347,8 +325,7 @@ def translator_identity(how: str | None, where: str | None) -> str | None:
     record = Path(where or "") / "translation.json"
     if how != "folder" or not record.is_file():
         return where
-    audit = ignoring(record.parent)
-    return read_json(record).get("model") if not audit else f"{read_json(record).get('model')} audited by {audit}"
+    return read_json(record).get("model")
 
 
 def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:

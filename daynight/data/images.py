@@ -133,9 +133,8 @@ class LabelledPhotographs(Photographs):
 class Writer:
     """Writes images in the background, each whole or not at all; at most `pending` wait, so memory stays bounded."""
 
-    def __init__(self, png_level: int = 1, threads: int = 4, pending: int = 16):
+    def __init__(self, threads: int = 4, pending: int = 16):
         self.pool, self.pending, self.futures = ThreadPoolExecutor(threads), pending, []
-        self.png_level = png_level
         self.folders = set()
 
     def __enter__(self):
@@ -158,15 +157,16 @@ class Writer:
 
     def _save(self, image: Image.Image, path: Path) -> None:
         try:
-            save_image(image, path, self.png_level)
+            save_image(image, path)
         except OSError as error:
             raise RunError(f"{path}: cannot be written ({error.strerror}); the same command goes on") from error
 
 
-def save_image(image: Image.Image, path: Path, png_level: int = 1) -> None:
-    """In the format of the path's suffix; JPEG at quality 95."""
+def save_image(image: Image.Image, path: Path) -> None:
+    """In the format of the path's suffix; JPEG at quality 95, PNG at level 1: a tenth larger than at level 6, in less
+    than half the time."""
     kind = Image.registered_extensions()[path.suffix.lower()]
-    settings = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": png_level}}.get(kind, {})
+    settings = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": 1}}.get(kind, {})
     replace(path, lambda temporary: image.save(temporary, kind, **settings))
 
 
