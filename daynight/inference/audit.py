@@ -1,6 +1,5 @@
 """`translate --audit`: what a translation changed, as a segmentation model sees it before and after."""
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -64,13 +63,14 @@ def audit(judge: Judge, folders: Folders, accelerator, threads: int) -> None:
     """Compare the judge's predictions for each image and for its translation; write `audit.json` and `audit.html`
     beside the translations.
 
-    An audit that was interrupted goes on. The processes share the images out.
+    The processes share the images out. An audit that was interrupted goes on; one by another judge is replaced.
     """
     parts, result = folders.out / PARTS, folders.out / RESULT
-    if accelerator.is_main_process:
-        begin(judge, folders.out)
-    gathered(None)
-    known = {entry["image"]: entry for entry in read_json(result)["images"]} if result.is_file() else {}
+
+    def entries_in(path: Path) -> dict[str, dict]:
+        """What this judge found, by image: the content of a part or of the result."""
+        content = read_json(path) if path.is_file() else {}
+        return {entry["image"]: entry for entry in content["images"]} if content.get("audit") == judge.record else {}
 
     def name_of(path: Path) -> str:
         return path.relative_to(folders.root).as_posix()
@@ -83,34 +83,21 @@ def audit(judge: Judge, folders: Folders, accelerator, threads: int) -> None:
         found = segment(judge.model, images, judge.model.config["size"], None, accelerator, threads)
         return ((i // 2, before, after) for (i, _, before, _), (_, _, after, _) in zip(found, found, strict=True))
 
-    def is_done(path: Path) -> bool:
-        return name_of(path) in known or part_of(path).is_file()
-
-    for path, before, after in unfinished(f"audit by {judge.name}", folders.images, is_done, results):
+    known = entries_in(result)
+    title, done = f"audit by {judge.name}", lambda path: name_of(path) in known or entries_in(part_of(path))
+    for path, before, after in unfinished(title, folders.images, done, results):
+        entry = {"image": name_of(path)} | compare(before, after, judge.classes.names)
         part_of(path).parent.mkdir(parents=True, exist_ok=True)
-        write_json(part_of(path), {"image": name_of(path)} | compare(before, after, judge.classes.names))
+        write_json(part_of(path), {"audit": judge.record, "images": [entry]})
     gathered(None)
     if accelerator.is_main_process:
-        new = {name_of(path): read_json(part_of(path)) for path in folders.images if part_of(path).is_file()}
-        if new or not known:
-            report(judge, folders, [(known | new)[name_of(path)] for path in folders.images], accelerator)
-        shutil.rmtree(parts)
-
-
-def begin(judge: Judge, out: Path) -> None:
-    """Make room for an audit in the folder of a translation: delete what an audit by another model left there."""
-    parts = out / PARTS
-    earlier = [read_json(path).get("audit") for path in (out / RESULT, parts / RESULT) if path.is_file()]
-    if any(record != judge.record for record in earlier):
-        say(f"{out}: the earlier audit was by another model; it is deleted and done again")
-        for left in (out / PAGE, out / RESULT):
-            left.unlink(missing_ok=True)
+        found = known | {name: entry for path in folders.images for name, entry in entries_in(part_of(path)).items()}
+        if found != known:
+            # deleted first: if this process is killed between the two files, the next audit writes both
+            result.unlink(missing_ok=True)
+            report(judge, folders, [found[name_of(path)] for path in folders.images], accelerator)
         if parts.is_dir():
-            # renamed before it is deleted, so that nothing goes on with a half-deleted folder
-            os.rename(parts, out / f"{PARTS}.part")
-            shutil.rmtree(out / f"{PARTS}.part")
-    parts.mkdir(exist_ok=True)
-    write_json(parts / RESULT, {"audit": judge.record})
+            shutil.rmtree(parts)
 
 
 def compare(before: torch.Tensor, after: torch.Tensor, names: Sequence[str]) -> dict:

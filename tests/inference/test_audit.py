@@ -117,7 +117,6 @@ def test_what_is_the_users_own_is_never_written_to(home, tmp_path):
 def test_another_audit_takes_the_place_of_the_first(home, tmp_path):
     shutil.copytree(home / "night", tmp_path / "night")
     others = translate(home, "cs", tmp_path / "night", "--audit b")
-    assert "the earlier audit was by another model" in others.out
     assert f"{tmp_path / 'night'}: 8 images, 8 there" in others.out and "audit by b: 8 images, 0 there" in others.out
     expected = tmp_path / "fresh"
     assert translate(home, "cs", expected, "--audit b").code == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from daynight.inference import tiles as inference
+from daynight.data import images
 from daynight.system.files import Lock
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
@@ -180,13 +180,13 @@ def test_a_second_sigint_ends_at_once_and_a_second_sigterm_waits(undisturbed, pl
 
 def translate_slowly():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
-    save = inference.save_image
+    save = images.save_image
 
     def save_slowly(*image):
         time.sleep(0.3)
         save(*image)
 
-    inference.save_image = save_slowly
+    images.save_image = save_slowly
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
