@@ -176,7 +176,7 @@ def reason_of(error: Exception) -> str:
 
 
 def classes_of(model) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and RGB colours (0 to 255) of a model's classes, in the order of their train ids."""
+    """The names of a segmentation network's classes and their colours, RGB from 0 to 255."""
     return tuple(model.config["names"]), tuple(map(tuple, model.config["colors"]))
 
 
