@@ -152,7 +152,7 @@ def export(options: ExportOptions) -> None:
     crop = tiles and pair(tiles)
 
     say(f"{folder} → {out}")
-    original = network if labels or not crop else lambda images: tiled(network, images, crop)
+    original = network if not crop else lambda images: tiled(network, images, crop)
     exported = network if labels else Traceable(network, crop)
     try:
         content = trace(Deployed(exported, size, labels))

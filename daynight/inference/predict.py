@@ -42,8 +42,8 @@ def predict(options: PredictOptions) -> None:
     def places(path: Path) -> list[Path]:
         inside = path.relative_to(folders.root)
         # two images of one stem keep their suffixes, so that their results differ in name
-        inside = inside.with_name(inside.name if stems[path.with_suffix("")] > 1 else inside.stem)
-        return [folders.out / kind / inside.with_name(inside.name + ".png") for kind in kinds]
+        name = inside.name if stems[path.with_suffix("")] > 1 else inside.stem
+        return [folders.out / kind / inside.with_name(f"{name}.png") for kind in kinds]
 
     def results(paths):
         images = Images(paths)

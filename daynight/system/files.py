@@ -102,7 +102,7 @@ class Lock:
 
 
 def check_apart(root: Path, out: Path) -> None:
-    """Raises `InputError` if one folder lies inside the other: what is written to `out` would later be read as input."""
+    """Raises `InputError` if one folder lies inside the other: what is written would later be read as input."""
     root, here = (Path(os.path.realpath(path)) for path in (root, out))  # resolve() raises if links form a circle
     if here == root:
         raise InputError(f"--out {out}: is --in; give another folder")
