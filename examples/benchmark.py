@@ -41,7 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from daynight import losses
 from daynight.config import SegTrainOptions, TranslateTrainOptions, numbers
 from daynight.data.cache import Cache
-from daynight.data.images import Images, Photographs
+from daynight.data.images import Images, Photographs, Writer
 from daynight.data.sampling import generator
 from daynight.data.transforms import cut, random_box, scaled, to_tensor
 from daynight.evaluation.metrics import confusion_matrix
@@ -347,7 +347,7 @@ def plain_translate(model, paths: list[Path], out: Path, device) -> None:
 def our_translate(model, paths: list[Path], out: Path, machine) -> None:
     """What `daynight translate --whole` does."""
     threads = inference.reading_threads(None, machine)
-    with inference.Writer() as writer:
+    with Writer() as writer:
         for i, _, image in inference.translations(model, Images(paths), "native", None, 1, machine, threads):
             writer.save(image, out / paths[i].name)
 
