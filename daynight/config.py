@@ -105,16 +105,6 @@ Scales = Annotated[
     ),
 ]
 Flip = Annotated[bool, option("--flip", MODEL, "And of the mirrored image.")]
-PngLevel = Annotated[
-    int,
-    option(
-        "--png-level",
-        OUTPUT,
-        "Compression of the PNGs written, 0 to 9: 1 is a tenth larger than 6 and takes less than half of its time.",
-        min=0,
-        max=9,
-    ),
-]
 AtOnce = Annotated[
     int | None,
     option(
@@ -353,17 +343,6 @@ class TranslateOptions(Options):
             "has seen night, a model folder, or a Hub id.",
         ),
     ] = None
-    audit_ignore: Annotated[
-        bool,
-        option(
-            "--audit-ignore",
-            OUTPUT,
-            "With --audit: ignore (255; 0 in labelIds), in the labels that come along, the pixels whose class it gives "
-            "as labelled before and otherwise after. On drawn streets no gain by night (mIoU 28.0 without, 27.9 with; "
-            "three runs).",
-        ),
-    ] = False
-    png_level: PngLevel = 1
     batch_size: Annotated[int, option("--batch-size", ADVANCED, "Images of one size at once.", min=1, max=1024)] = 1
 
 
@@ -523,28 +502,21 @@ class PredictOptions(Options):
         bool,
         option("--confidence", OUTPUT, "Also confidence: 16-bit PNGs, 65535 × the largest softmax probability."),
     ] = False
-    png_level: PngLevel = 1
     batch_size: AtOnce = None
 
 
 @dataclass(kw_only=True)
 class ExportOptions(Options):
     model: Annotated[
-        str, option("--model", MODEL, "A run of seg-train or translate-train, a model folder, or a Hub id.")
+        str,
+        option("--model", MODEL, "A run (its teacher or day2night), a model folder, as RUN/night2day, or a Hub id."),
     ] = "runs/seg"
-    part: Annotated[
-        Literal["teacher", "day2night", "night2day"] | None,
-        option("--part", MODEL, "Which network of a run; default: its teacher or day2night."),
-    ] = None
     size: ModelSize = None
     whole: Annotated[
         bool, option("--whole/--tiles", MODEL, "A generator takes images whole, or in tiles, as in translate.")
     ] = False
     out: Annotated[
         str | None, option("--out", OUTPUT, "The file to write; default: teacher.onnx, day2night.onnx, … here.")
-    ] = None
-    image: Annotated[
-        str | None, option("--image", ADVANCED, "Check the file on this image; default: a drawn street.")
     ] = None
 
 

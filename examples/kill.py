@@ -38,8 +38,7 @@ COMMANDS = {
     "seg-train": "seg-train --ssl --rho 0.01,0.05 --day ../day --night ../night --translator darken --out out "
     f"--backbone test_resnet --backbone-weights random --head-width 8 {SMALL}",
     "translate": "translate --in ../day --model ../translate-train-model --out out",
-    "audit": "translate --in ../day --model ../translate-train-model --out out --audit ../seg-train-model "
-    "--audit-ignore",
+    "audit": "translate --in ../day --model ../translate-train-model --out out --audit ../seg-train-model",
     "predict": "predict --in ../night --model ../seg-train-model --out out",
     "eval": "eval --dataset ../day --split train --model ../seg-train-model --save out --json out/scores.json",
 }

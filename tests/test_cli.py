@@ -18,7 +18,7 @@ from daynight import __version__, cli
 
 COMMANDS = {name: options for name, options, *_ in cli.COMMANDS}
 REQUIRED = {"translate": "--in given --out given", "predict": "--in given --out given", "eval": "--dataset given"}
-VALUES = {"size": "32x64", "crop": "24x32", "rho": "0.125,0.25", "lambda-ssl": "1,2", "scales": "0.5,1", "png-level": 3}
+VALUES = {"size": "32x64", "crop": "24x32", "rho": "0.125,0.25", "lambda-ssl": "1,2", "scales": "0.5,1"}
 
 
 class Result(NamedTuple):

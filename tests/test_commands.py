@@ -282,15 +282,6 @@ def test_batches_and_workers_change_nothing(home, tmp_path):
         assert abs(one - three).max() <= 1
 
 
-def test_png_level_changes_the_size_of_files_alone(home, tmp_path):
-    for level in (0, 1, 9):
-        translate(home, f"--in cs --out {tmp_path}/{level} --png-level {level}")
-    for path in images(home / "data/cs"):
-        sizes = [(tmp_path / level / path).stat().st_size for level in "019"]
-        assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
-        assert (pixels(tmp_path / "0" / path) == pixels(tmp_path / "9" / path)).all()
-
-
 def test_labels_that_are_links(home, tmp_path):
     """Data sets often lie on another disk and are linked to: a link must not be copied as a link to nowhere."""
     root = trees.cityscapes(tmp_path / "cs", train=1, val=0, train_extra=0)

@@ -1,1 +1,1 @@
-"""Scores."""
+"""Scores of segmentation networks on labelled data sets."""

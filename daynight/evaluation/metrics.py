@@ -1,5 +1,5 @@
-"""Confusion matrix, IoU, pixel accuracy, the three averaging rules of mIoU (§4.3), its interval over images, and the
-kernel inception distance."""
+"""Confusion matrix, IoU, pixel accuracy, three averaging rules of mIoU (§4.3) and its interval over images; kernel
+inception distance."""
 
 import torch
 
@@ -7,11 +7,11 @@ import torch
 def confusion_matrix(labels, predictions, classes: int, ignore_index: int = 255, void: bool = False):
     """Pixels by label (row) and prediction (column): two integer tensors of one shape → classes×classes, int64.
 
-    Labels are 0 to classes - 1, or `ignore_index`, whose pixels do not count. Predictions are 0 to classes - 1; with
-    `void` they may be any number above, and one column more counts those: misses, as cityscapesScripts has them.
+    Labels are 0 to classes - 1, or `ignore_index`, whose pixels do not count. Predictions are 0 to classes - 1. With
+    `void` predictions may also be larger; one more column counts these as misses, as cityscapesScripts does.
     """
     size = classes + 1
-    # few bytes a pixel: the time goes into memory; one row more for what is ignored is cheaper than picking it out
+    # memory traffic takes the time, so use few bytes a pixel; one more row for ignored pixels is cheaper than a mask
     dtype = torch.int16 if size * size <= 2**15 else torch.int32
     rows = labels.to(dtype).where(labels != ignore_index, classes)
     pairs = rows.mul_(size).add_(predictions.clamp(max=classes))
@@ -20,34 +20,34 @@ def confusion_matrix(labels, predictions, classes: int, ignore_index: int = 255,
 
 
 def counts(matrix):
-    """What the scores are made of: a confusion matrix → 3×classes, int64: pixels that are right (TP), that are labelled
-    (TP + FN), and that are predicted (TP + FP). Those of several images add up as matrices do."""
+    """Confusion matrix → the numbers that scores are computed from, 3×classes, int64: pixels that are right (TP),
+    labelled (TP + FN), and predicted (TP + FP). The counts of several images add up, as matrices do."""
     return torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)[: len(matrix)]])
 
 
 def iou(matrix):
-    """TP / (TP + FP + FN) of each class, 0 to 1: classes×classes, or with the column of `void`, → classes (float64),
-    NaN where TP+FP+FN = 0."""
+    """TP / (TP + FP + FN) of each class, 0 to 1: classes×classes, or with the column of `void` → classes (float64), NaN
+    where TP+FP+FN = 0."""
     return _iou(counts(matrix))
 
 
 def accuracy(matrix) -> float:
-    """Share of labelled pixels whose class is right, 0 to 1; NaN without any."""
+    """Share of labelled pixels whose class is right, 0 to 1; NaN if no pixel is labelled."""
     hit, labelled, _ = counts(matrix).double().sum(-1)
     return float(hit / labelled)
 
 
 def mean_iou(matrix, rule: str = "present") -> float:
-    """mIoU, 0 to 1, over: "present", the classes that occur in the labels (the paper); "official", those with
-    TP+FP+FN > 0 (cityscapesScripts); "all", every class, an absent one counting 0. NaN where nothing is labelled."""
+    """mIoU, 0 to 1, over the classes that occur in the labels ("present", the paper), the classes with TP+FP+FN > 0
+    ("official", cityscapesScripts), or all classes, absent ones counting 0 ("all"). NaN if nothing is labelled."""
     return float(mean_iou_of(counts(matrix), rule))
 
 
 def bootstrap(of_images, rule: str = "present", samples: int = 1000, seed: int = 0):
-    """mIoU, 0 to 1, of `samples` draws of as many images with replacement: images×3×classes, the `counts` of each
-    image, → samples (float64), NaN where a draw has no labelled pixel.
+    """The `counts` of each image, images×3×classes → the mIoU, 0 to 1, of `samples` samples (float64), NaN where a
+    sample has no labelled pixel. Each sample draws as many images as there are, with replacement.
 
-    Seed and number of images settle what is drawn: the differences of two models' results are paired by image.
+    The seed and the number of images determine the draws, so differences between two models are paired by image.
     """
     generator = torch.Generator().manual_seed(seed)
     images, values = len(of_images), of_images.double().flatten(1)  # exact: pixels stay far below 2^53
@@ -59,8 +59,7 @@ def bootstrap(of_images, rule: str = "present", samples: int = 1000, seed: int =
 
 
 def interval(values, level: float = 0.95) -> tuple[float, float]:
-    """The percentiles that enclose the share `level` of `bootstrap`'s values, or of their differences; NaN is left
-    out."""
+    """The percentiles that enclose the share `level` of `bootstrap`'s values, or of their differences, without NaN."""
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
     return tuple(values.nanquantile(ends).tolist())
 
@@ -72,7 +71,7 @@ def _iou(counts):
 
 
 def mean_iou_of(counts, rule: str = "present"):
-    """…×3×classes → …. The sum is the same by every rule; they differ in the number of classes it is divided by."""
+    """…×3×classes → …. All rules have the same sum; they differ in the number of classes that divides it."""
     ious, occurs = _iou(counts), counts[..., 1, :] > 0
     if rule == "present":
         number = occurs.sum(-1)
@@ -85,12 +84,12 @@ def mean_iou_of(counts, rule: str = "present"):
 
 def kid(a, b) -> tuple[float, float]:
     """Kernel inception distance (Bińkowski et al. 2018) of two sets of feature vectors, N×D and M×D (N, M ≥ 3): the
-    unbiased estimate of MMD² with the kernel (xᵀy / D + 1)³, and its standard error. 0 for one distribution, so the
-    estimate may be negative.
+    unbiased estimate of MMD² with the kernel (xᵀy / D + 1)³, and its standard error. For equal distributions the
+    expected value is 0, so the estimate may be negative.
 
-    The error is the jackknife's, each image of either set left out in turn: for images that are independent draws it
-    is on average no smaller than the true one, and up to √2 larger where the distributions are the same. Frames of
-    one video are no independent draws: it is then too small. Reckoned in float64.
+    The error is a jackknife estimate that leaves out each image of either set in turn. For independent images it is on
+    average no smaller than the true error, and up to √2 larger if the distributions are equal. For frames of one video,
+    which are not independent, it is too small. Computed in float64.
     """
     a, b = a.double(), b.double()
     (n, size), m = a.shape, len(b)

@@ -1,6 +1,7 @@
-"""What `eval` found: the entries of `--json`, the table, runs that differ by seed alone, the page of `--save`."""
+"""The results of `eval`: the entries of `--json`, the table, runs that differ by seed alone, the page of `--save`."""
 
 import hashlib
+import itertools
 import json
 import os
 import statistics
@@ -33,9 +34,9 @@ PANELS = 24  # of each data set on the page
 class Result(NamedTuple):
     """One run on one data set.
 
-    entry: as `--json` has it. matrix: classes × (classes + 1) pixels, the last column what was given none of the
-    classes. of_images: images×3×classes, each image's `counts`. resampled: the mIoU of bootstrap samples, 0 to 100;
-    sample k is of the same images in every result on one data set.
+    entry: as in `--json`. matrix: classes × (classes + 1) pixels; the last column counts pixels whose prediction is no
+    class. of_images: images×3×classes, each image's `counts`. resampled: the mIoU of bootstrap samples, 0 to 100;
+    sample k draws the same images in every result on one data set.
     """
 
     entry: dict
@@ -45,13 +46,13 @@ class Result(NamedTuple):
 
     @property
     def column(self) -> tuple:
-        """Scores are compared only where this is equal."""
+        """Scores are comparable only if this is equal."""
         entry = self.entry
         return entry["dataset"], entry["split"], entry["mean"], entry["label_set"], tuple(entry["classes"])
 
 
 def summarise(entry: dict, matrix: torch.Tensor, of_images: torch.Tensor) -> Result:
-    """The scores in percent, None where nothing was labelled; `miou_interval` is the 95 % interval over images."""
+    """Adds the scores in percent, None where nothing is labelled. `miou_interval` is the 95 % interval over images."""
 
     def percent(value: float) -> float | None:
         return None if value != value else 100 * float(value)
@@ -68,12 +69,12 @@ def summarise(entry: dict, matrix: torch.Tensor, of_images: torch.Tensor) -> Res
 
 
 def fingerprint(labelled: torch.Tensor) -> str:
-    """12 hex digits of images×classes labelled pixels (int64): results on other labels have others."""
+    """12 hex digits of images×classes labelled pixels (int64). They differ if the labels differ."""
     return hashlib.sha256(repr(labelled.tolist()).encode()).hexdigest()[:12]
 
 
 def same_but_seed(names: list[str]) -> list[list[str]]:
-    """The runs, of these, whose options differ by `--seed` (and place) alone, in groups of at least two."""
+    """Groups of at least two of these runs, whose options differ only by `--seed` and by what a resume may change."""
     groups = {}
     for name in names:
         path = Path(name) / "options.json"
@@ -86,14 +87,15 @@ def same_but_seed(names: list[str]) -> list[list[str]]:
 
 
 def short_names(paths: list[str]) -> dict[str, str]:
-    """The last part of each path, where those are different."""
+    """A name for each path: its last part if these are all different, else the path itself."""
     last = {path: Path(path).name for path in paths}
     return last if len(set(last.values())) == len(last) else {path: path for path in paths}
 
 
 def rows_of(results: list[Result]) -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """The table of results: a header; a row a run, then a row for runs that differ by seed alone (mean ± standard
-    deviation); a row for each run's difference to the first. Three cells a data set: mIoU, its 95 % interval, accuracy.
+    """The table of results: a header; a row for each run, then one for each group of runs that differ by seed alone
+    (mean ± standard deviation); a row for each run's difference from the first. Each data set has three cells: mIoU,
+    its 95 % interval, accuracy.
     """
     columns = list(dict.fromkeys(result.column for result in results))
     found = {(result.entry["model"], result.column): result for result in results}
@@ -140,32 +142,26 @@ def rows_of(results: list[Result]) -> tuple[list[str], list[list[str]], list[lis
 
 
 def table(results: list[Result]) -> Table:
-    """Results as Table 1; classes below when there is one run."""
+    """Results as in Table 1. If there is only one run, the classes follow below."""
     header, rows, differences = rows_of(results)
-    rule = results[0].entry["mean"]
-    result = Table(
-        title=f"mIoU ({rule} classes), its 95 % interval over images, pixel accuracy; %", title_justify="left"
-    )
-    for i, title in enumerate(header):
-        result.add_column(title, justify="right" if i else "left")
+    title = f"mIoU ({results[0].entry['mean']} classes), its 95 % interval over images, pixel accuracy; %"
+    shown = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        shown.add_column(name, justify="right" if i else "left")
     for part in (rows, differences):
         for row in part:
-            result.add_row(*row)
-        result.add_section()
+            shown.add_row(*row)
+        shown.add_section()
     if len(rows) == 1:
-        columns = list(dict.fromkeys(r.column for r in results))
-        entries = [next(r.entry for r in results if r.column == column) for column in columns]
-        for name in dict.fromkeys(name for entry in entries for name in entry["classes"]):
-            ious = [entry["iou"].get(name) for entry in entries]
-            cells = ([number(value), "", ""] for value in ious)
-            result.add_row(f"  {name}", *(text for cell in cells for text in cell))
-    return result
+        for name in dict.fromkeys(name for result in results for name in result.entry["classes"]):
+            cells = ((number(result.entry["iou"].get(name)), "", "") for result in results)
+            shown.add_row(f"  {name}", *itertools.chain.from_iterable(cells))
+    return shown
 
 
 def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> None:
-    """`index.html` in the folder in which `eval --save` has put the colour predictions of every run and data set."""
+    """Write `index.html` into the folder that holds the colour predictions of every run and data set."""
     header, rows, differences = rows_of(results)
-    rule = results[0].entry["mean"]
     models = short_names([result.entry["model"] for result in results])
     titles = short_names([image_set.name for image_set in sets])
     parts = [
@@ -173,8 +169,8 @@ def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> Non
             "Results",
             page.table(header, rows),
             *[page.table(["difference", *header[1:]], differences)] * bool(differences),
-            f"mIoU over {RULES[rule]} and pixel accuracy, in percent. 95 %: bootstrap over the images; of a "
-            "difference, over the same images for both runs.",
+            f"mIoU over {RULES[results[0].entry['mean']]} and pixel accuracy, in percent. 95 %: bootstrap over the "
+            "images; for a difference, over the same images for both runs.",
         )
     ]
     for image_set in sets:
@@ -183,10 +179,9 @@ def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> Non
         classes = list(dict.fromkeys(name for entry in entries for name in entry["classes"]))
         ious = {models[entry["model"]]: [entry["iou"].get(name) for name in classes] for entry in entries}
         matrices = [page.heatmap(r.matrix.numpy(), r.entry["classes"], models[r.entry["model"]]) for r in of_set]
-        names = (
-            ("the runs differ most", "most differ first") if len(of_set) > 1 else ("the run fails most", "worst first")
-        )
-        panels = [page.strip(caption, *figures) for caption, figures in panels_of(of_set, image_set, folder)]
+        order = "the runs differ most: most" if len(of_set) > 1 else "the run fails most: worst"
+        count = len(image_set.images)
+        shown = f" The first {PANELS} of {count:,}; all are in {folder.name}." if count > PANELS else ""
         parts.append(
             page.section(
                 titles[image_set.name],
@@ -194,13 +189,8 @@ def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> Non
                 page.bars(classes, ious, "IoU of each class, %"),
                 page.strip("Confusion: of each true class, the share predicted as each, %", *matrices),
                 page.legend(dict(zip(image_set.classes.names, image_set.classes.colors, strict=True))),
-                f"Images where {names[0]} ({names[1]}; by each image's mIoU)"
-                + (
-                    f": {PANELS} of {len(image_set.images):,}; all are in {folder.name}."
-                    if len(image_set.images) > PANELS
-                    else "."
-                ),
-                *panels,
+                f"Images where {order} first, by each image's mIoU.{shown}",
+                *[page.strip(caption, *figures) for caption, figures in panels_of(of_set, image_set, folder)],
             )
         )
     text = page.page("daynight eval", *parts)
@@ -208,8 +198,8 @@ def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> Non
 
 
 def panels_of(results: list[Result], image_set: ImageSet, folder: Path):
-    """(caption, figures) of the images on which runs differ most, or that the only run is worst at: image, truth, and
-    the prediction of each run."""
+    """(caption, figures) of the images on which the runs differ most, or on which the only run is worst: image, truth,
+    and the prediction of each run."""
     hit, labelled, predicted = torch.stack([result.of_images for result in results]).double().unbind(2)
     scores = (100 * hit / (labelled + predicted - hit)).where(labelled > 0, torch.nan).nanmean(2)
     spread = scores.amax(0) - scores.amin(0) if len(results) > 1 else 100 - scores[0]

@@ -1,4 +1,4 @@
-"""`eval` and `predict`: teachers on labelled data sets, as Table 1 (§4.3), and on folders without labels."""
+"""`eval`: score teachers, or predictions of any program, on labelled data sets, as Table 1 does (§4.3)."""
 
 import os
 from collections import defaultdict
@@ -29,10 +29,10 @@ from daynight.system.processes import gathered, make_accelerator, together
 
 
 class Scored(NamedTuple):
-    """What is scored: a model, or a folder of predictions.
+    """A model or a folder of predictions that is scored.
 
-    classes: those of its train ids, None where they are the data set's. predict(set, numbers): the number and the
-    H×W train ids (uint8, 255 = none) of these images of a set, one after another.
+    classes: the classes of its train ids; None: those of the data set. predict(set, numbers): yields the number and the
+    H×W train ids (uint8, 255 = none) of each of these images of a set.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Scored(NamedTuple):
 
 
 def evaluate(options: EvalOptions) -> list[dict]:
-    """Score every model on every data set (§4.3): prints a table, returns (and writes) one entry a pair."""
+    """Score every model on every data set (§4.3): one entry for each pair. Writes them as asked, shows a table."""
     accelerator = make_accelerator(options.precision)
     if options.dry_run:
         check_data(options)
@@ -50,7 +50,7 @@ def evaluate(options: EvalOptions) -> list[dict]:
     check_place("--json", options.json, folder=False)
     check_place("--save", options.save, folder=True)
     sets, results = compare(options, accelerator)
-    models = local_models(options)
+    cards = cards_of(names_of(options))
     with together():
         saves = options.save and accelerator.is_main_process
         lock = Lock(Path(options.save), "--save") if saves else nullcontext()
@@ -58,73 +58,77 @@ def evaluate(options: EvalOptions) -> list[dict]:
         results = list(results)
         entries = [result.entry for result in results]
         if accelerator.is_main_process:
-            show(table(results))
             if options.json:
                 try:
                     Path(options.json).parent.mkdir(parents=True, exist_ok=True)
                     write_json(Path(options.json), entries)
                 except OSError as error:
                     raise InputError(f"--json {options.json}: {error.strerror}") from error
+            show(table(results))
             if options.save:
                 write_page(results, sets, Path(options.save))
                 say(f"look at {Path(options.save) / 'index.html'}")
-            for name, (folder, weights) in models.items():
+            for name, (folder, weights) in cards.items():
                 if add_results(folder, weights, [entry for entry in entries if entry["model"] == name]):
                     say(f"added to {folder / CARD}")
     return entries
 
 
 def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator[Result]]:
-    """The data sets, and the result of each run on each of them, scored as they are asked for; every problem that can
-    be known is told first."""
-    names = options.model or ([] if options.predictions else ["runs/seg"])
+    """The data sets, and an iterator over the result of each run on each set, which scores as it goes. Every problem
+    that can be known before scoring is reported first."""
+    names = names_of(options)
     if not names and (options.size or options.flip or options.scales != "1"):
         raise InputError("--size, --scales and --flip are for --model; --predictions are scored as they are")
     if not options.predictions and (options.ids or options.resize):
         raise InputError("--ids and --resize are for --predictions")
-    splits, root = (options.split,) if options.split else None, Path(options.data_root)
-    sets = [
-        load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)
-        for name in dict.fromkeys(options.dataset)
-    ]
+    sets = [load_set(name, options, labelled=True) for name in dict.fromkeys(options.dataset)]
     for image_set in sets:
         say(str(image_set))
         for note in image_set.notes:
             say(f"  {note}")
     runs = [by_model(name, options, accelerator) for name in dict.fromkeys(names)]
-    runs += [by_folder(name, options, sets) for name in dict.fromkeys(options.predictions)]
+    runs += [by_folder(name, options.ids, options.resize, sets) for name in dict.fromkeys(options.predictions)]
     class_maps = [[class_map(run, image_set, options.class_map) for image_set in sets] for run in runs]
     for kind, paths in (("model", [run.name for run in runs]), ("data set", [s.name for s in sets])):
         if options.save and len({Path(path).name for path in paths}) < len(paths):
             raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
     return sets, (
-        score(run, image_set, ids, options, accelerator)
+        score(run, image_set, ids, options.mean, options.save, accelerator)
         for run, row in zip(runs, class_maps, strict=True)
         for image_set, ids in zip(sets, row, strict=True)
     )
 
 
-def local_models(options: EvalOptions) -> dict[str, tuple[Path, str]]:
-    """The folder of each model that has a card on this machine, and what its weights are before hours of scoring."""
-    names = options.model or ([] if options.predictions else ["runs/seg"])
+def names_of(options: EvalOptions) -> list[str]:
+    return options.model or ([] if options.predictions else ["runs/seg"])
+
+
+def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet:
+    splits, root = (options.split,) if options.split else None, Path(options.data_root)
+    return load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=labelled)
+
+
+def cards_of(names: list[str]) -> dict[str, tuple[Path, str]]:
+    """The folder of each model that has a card on this machine, and the identity of its weights before scoring, which
+    may take hours."""
     folders = {name: find_model(name, "teacher", "--model") for name in names if os.path.isdir(name)}
     return {name: (folder, identity(folder)) for name, folder in folders.items() if (folder / CARD).is_file()}
 
 
 def check_data(options: EvalOptions) -> None:
     """Say what each data set holds, and read every label that would be scored."""
-    splits, root = (options.split,) if options.split else None, Path(options.data_root)
     for name in options.dataset:
-        for line in describe(name, root, "--dataset"):
+        for line in describe(name, Path(options.data_root), "--dataset"):
             say(line)
-        image_set = load(name, root, "--dataset", splits=splits, labels=options.labels)
+        image_set = load_set(name, options, labelled=False)
         images, numbers = Images(image_set.images), [i for i, label in enumerate(image_set.labels) if label]
         if not numbers:
             say(f"{name}: no labels, so nothing to score")
             continue
         pixels = []
         for i in counted(numbers, len(numbers), "labels"):
-            size = (images[i].height, images[i].width)
+            size = images[i].size[::-1]
             labels = read_label(image_set.labels[i], image_set.label_kind, image_set.classes, size)
             pixels.append(np.bincount(labels.ravel(), minlength=256))
         of_class = np.stack(pixels)[:, : len(image_set.classes)]
@@ -135,7 +139,7 @@ def check_data(options: EvalOptions) -> None:
 
 
 def by_model(name: str, options: EvalOptions, accelerator) -> Scored:
-    """Raises `InputError` where there is no such model."""
+    """Raises `InputError` if there is no such model."""
     model = load_model(name, "teacher", "--model", DeepLabV2)
     size, scales = options.size or model.config["size"], factors(options.scales)
 
@@ -143,25 +147,25 @@ def by_model(name: str, options: EvalOptions, accelerator) -> Scored:
         model.to(accelerator.device)
         images = Images([image_set.images[i] for i in numbers])
         threads = reading_threads(options.num_workers, accelerator)
-        for i, _, labels, _ in segment(
-            model, images, size, options.batch_size, accelerator, threads, scales, options.flip
-        ):
-            yield numbers[i], labels
+        results = segment(model, images, size, options.batch_size, accelerator, threads, scales, options.flip)
+        yield from ((numbers[i], labels) for i, _, labels, _ in results)
         model.cpu()
 
-    return Scored(name, classes_of(model), {"size": size, "scales": list(scales), "flip": options.flip}, predict)
+    settings = {"size": size, "scales": list(scales), "flip": options.flip}
+    return Scored(name, Classes(*classes_of(model)), settings, predict)
 
 
-def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:
-    """Raises `InputError` where an image has no prediction, or several."""
+def by_folder(name: str, ids: str | None, resize: bool, sets: list[ImageSet]) -> Scored:
+    """`ids`: what the PNGs hold; `resize` them to their labels. Raises `InputError` if an image has no prediction, or
+    several."""
     folder = Path(name)
     if not folder.is_dir():
         raise InputError(f"--predictions {name}: no such folder")
-    ids = options.ids or "trainIds"
-    # what `daynight predict` wrote says of itself what it holds
+    # `daynight predict` writes down what its PNGs hold
     if (folder / "prediction.json").is_file():
-        ids = options.ids or read_json(folder / "prediction.json").get("ids", "trainIds")
+        ids = ids or read_json(folder / "prediction.json").get("ids")
         folder = folder / "ids"
+    ids = ids or "trainIds"
     found = {image_set: find_predictions(folder, image_set) for image_set in sets}
     if ids == "labelIds" and any(image_set.classes != CITYSCAPES for image_set in sets):
         raise InputError("--ids labelIds: the classes of the data set are not those of Cityscapes; leave it out")
@@ -171,7 +175,7 @@ def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:
             path = found[image_set][i]
             labels = read_label(path, ids, image_set.classes)
             height, width = read_label(image_set.labels[i], image_set.label_kind, image_set.classes).shape
-            if labels.shape != (height, width) and not options.resize:
+            if labels.shape != (height, width) and not resize:
                 raise InputError(
                     f"{path}: prediction of {'x'.join(map(str, labels.shape))} (height x width) for a label of "
                     f"{height}x{width}; --resize resizes it, by nearest neighbour"
@@ -182,10 +186,11 @@ def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:
 
 
 def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
-    """The prediction of each image: the PNG below folder of its stem, or whose name begins with that and "_"; with or
-    without the ending that images of this data set have (`_leftImg8bit`). Of several, the one of the same folder.
+    """The prediction of each image: the PNG anywhere below `folder` that has the image's stem, or whose name begins
+    with the stem and "_". The stem may lack the ending of this data set's images (`_leftImg8bit`). If several fit, the
+    one in a folder of the same name as the image's counts.
 
-    Raises `InputError` where there is none, or several.
+    Raises `InputError` if there is none, or several.
     """
     exact, beginning = defaultdict(list), defaultdict(list)
     for path in sorted(folder.rglob("*.[pP][nN][gG]")):
@@ -197,8 +202,7 @@ def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
     for image in image_set.images:
         stems = (image.stem, image_set.stem(image))
         candidates = next((index[stem] for index in (exact, beginning) for stem in stems if index[stem]), [])
-        if len(candidates) > 1:
-            candidates = [path for path in candidates if path.parent.name == image.parent.name] or candidates
+        candidates = [path for path in candidates if path.parent.name == image.parent.name] or candidates
         if len(candidates) > 1:
             raise InputError(f"--predictions {folder}: {candidates[0]} and {candidates[1]} are both of {image.name}")
         found += candidates
@@ -212,8 +216,9 @@ def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
 
 
 def class_map(run: Scored, image_set: ImageSet, file: str | None) -> torch.Tensor:
-    """256 (uint8): the train id in the data set of each train id of the run, 255 for none; by equal names, or as the
-    JSON of `--class-map` says. What differs is said. Raises `InputError` where no class is left."""
+    """256 (uint8): for each train id of the run the train id in the data set, 255 for none. Classes of equal names
+    belong together, or as the JSON file of `--class-map` says. Prints which classes differ. Raises `InputError` if no
+    class is left."""
     ids = torch.full((256,), IGNORE, dtype=torch.uint8)
     ours, theirs = image_set.classes.names, (run.classes or image_set.classes).names
     named = dict(zip(map(str.casefold, ours), ours, strict=True))
@@ -251,7 +256,7 @@ def read_class_map(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -
 
 
 def check_place(option: str, name: str | None, folder: bool) -> None:
-    """Raises `InputError`, before hours of scoring rather than after, where nothing can be written."""
+    """Raises `InputError` if `name` cannot be written, so that the user knows before hours of scoring."""
     if name is None:
         return
     place = Path(name)
@@ -265,8 +270,9 @@ def check_place(option: str, name: str | None, folder: bool) -> None:
         raise InputError(f"{option} {place}: {above} cannot be written to")
 
 
-def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, accelerator) -> Result:
-    """One run on one data set; the images are shared out over the processes, each counted once."""
+def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, mean: str, save: str | None, accelerator) -> Result:
+    """Score one run on one data set. The processes share the images out; each image counts once. `ids` as of
+    `class_map`; predictions and panels are written into the folder `save`."""
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     numbers, images = list(range(rank, len(image_set.images), world)), Images(image_set.images)
     classes, ids = image_set.classes, ids.to(device)
@@ -285,14 +291,14 @@ def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, options: EvalOpti
             matrix = matrix[scored][:, columns]
             of_image[i] = counts(matrix)
             total += matrix
-            if options.save:
-                folder = Path(options.save) / Path(run.name).name / Path(image_set.name).name
+            if save:
+                folder = Path(save) / Path(run.name).name / Path(image_set.name).name
                 inside = image_set.images[i].relative_to(image_set.root).with_suffix(".png")
                 predicted = label_image(prediction.cpu().numpy(), classes)
                 writer.save(predicted, folder / "color" / inside)
                 row = [images[i], label_image(labels, classes), predicted]
                 writer.save(grid([row], ["image", "truth", "prediction"]), folder / "panels" / inside)
-    gathered(None)  # before the GPUs wait, which give up after minutes
+    gathered(None)  # wait here: `reduce` on GPUs gives up after minutes
     labelled, of_image, total = (accelerator.reduce(part, "sum").cpu() for part in (labelled, of_image, total))
     entry = {
         "model": run.name,
@@ -301,7 +307,7 @@ def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, options: EvalOpti
         "images": len(image_set.images),
         "size": run.settings["size"],
         "labels": image_set.label_kind,
-        "mean": options.mean,
+        "mean": mean,
         "classes": [classes.names[i] for i in scored],
         "label_set": fingerprint(labelled),
     }

@@ -1,1 +1,1 @@
-"""Trained networks on images."""
+"""Commands that run trained networks on images."""

@@ -1,4 +1,4 @@
-"""`export`: a teacher or a generator as one ONNX file, from a camera's pixels to labels or to pixels."""
+"""`export`: a teacher or a generator as one ONNX file, from an image's pixels to labels or to pixels."""
 
 import copy
 import io
@@ -18,9 +18,7 @@ from torch.nn import functional as F
 
 from daynight import __version__
 from daynight.config import ExportOptions, pair
-from daynight.data.images import Images
 from daynight.data.transforms import resize_image
-from daynight.demo import streets
 from daynight.inference.tiles import tiled
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator, InstanceNorm, RowConv, UpConv
@@ -31,14 +29,14 @@ from daynight.system.files import replace
 
 OPSET = 18
 SMALLEST = 16  # the side of an image, in pixels
-SAME_LABELS, LEVELS = 0.999, 0.5  # what the check asks for: share of pixels, mean difference in levels of 0 to 255
+SAME_LABELS, LEVELS = 0.999, 0.5  # the check: at least this share of equal labels; at most this mean difference, 0-255
 
 
 class Deployed(nn.Module):
-    """N×H×W×3 RGB, uint8 → the train ids of a teacher, N×H×W, or what a generator makes of it, N×H×W×3; uint8.
+    """N×H×W×3 RGB, uint8 → a teacher's train ids, N×H×W, or a generator's translation, N×H×W×3; uint8.
 
-    `network` takes and gives what `DeepLabV2` (`labels`) or `Generator` does. As in `predict` and `translate` it runs
-    at `size`, and the result is of the image's size.
+    `network` takes and gives the same tensors as `DeepLabV2` (`labels`) or `Generator`. It runs at `size`, and the
+    result has the image's size, as in `predict` and `translate`.
     """
 
     def __init__(self, network, size: str, labels: bool):
@@ -62,7 +60,7 @@ class Deployed(nn.Module):
 
 
 class Traceable(nn.Module):
-    """A `Generator` by operations that ONNX has, its sizes by arithmetic: what a trace records holds for any size."""
+    """A `Generator` made of operations that ONNX has. It computes sizes, so a trace holds for any size."""
 
     def __init__(self, generator: Generator, crop: tuple[int, int] | None):
         super().__init__()
@@ -91,8 +89,8 @@ class Traceable(nn.Module):
 
 
 def tiles(length: int, crop: int):
-    """Of one side, the tiles of `inference.tiled`: the places in the image of all their pixels (T), their length, and
-    the matrix length×T that adds them up under their windows."""
+    """The tiles of `inference.tiles.tiled` along one side: the positions of all their pixels in the image (T), the
+    length of a tile, and the matrix length×T that adds the tiles up under their windows."""
     part = smaller(length, crop)
     step = larger(part // 2, 1)
     starts = torch.arange((length - part + step - 1) // step + 1) * step
@@ -111,7 +109,7 @@ def larger(a: int, b: int) -> int:
 
 
 def shape_at(height: int, width: int, size: str) -> tuple[int, int]:
-    """`target_size`, by arithmetic."""
+    """`target_size`, by arithmetic that a trace records."""
     if "x" in size:
         return pair(size)
     scaled, short = int(size), smaller(height, width)
@@ -119,50 +117,46 @@ def shape_at(height: int, width: int, size: str) -> tuple[int, int]:
 
 
 def resized(pixels, height: int, width: int):
-    """N×C×H×W in whole levels → N×C×height×width: Pillow's bilinear, anti-aliased where it shrinks, but for a level
-    here and there. As products with matrices, which every runtime has."""
+    """N×C×H×W in whole levels → N×C×height×width, as Pillow's bilinear resize (antialiased where it shrinks); some
+    pixels differ by one level. These are matrix products, which every runtime has."""
     pixels = (pixels @ triangles(pixels.shape[3], width).T + 0.5).floor()
     return (triangles(pixels.shape[2], height) @ pixels + 0.5).floor()
 
 
 def triangles(length: int, target: int):
-    """The weights of `length` pixels in each of `target`, target×length."""
+    """The weight of each of `length` pixels in each of `target` pixels: target×length."""
     apart = (2 * torch.arange(length) + 1) * target - ((2 * torch.arange(target) + 1) * length)[:, None]
     weights = (1 - apart.abs() / (2 * larger(length, target))).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
 
 
 def export(options: ExportOptions) -> None:
-    """Write an ONNX file and compare it, in ONNX Runtime, with the original: nothing is written where they differ.
+    """Write a network as an ONNX file. First compare the file, in ONNX Runtime, with the original network on a drawn
+    picture; write nothing if they differ.
 
-    Raises `InputError` for what was given, `RunError` where the network cannot be exported or the check fails.
+    Raises `InputError` for bad options, `RunError` if the network cannot be exported or the check fails.
     """
     try:
         import onnx
         import onnxruntime
     except ImportError as error:
         raise InputError(f"export needs {error.name}, which is not installed: pip install 'daynight[onnx]'") from None
-    name, folder, network = load(options.model, options.part)
+    name, folder, network = load(options.model)
     labels, size = isinstance(network, DeepLabV2), options.size or network.config["size"]
     if size != "native" and min(pair(size)) < SMALLEST:
         raise InputError(f"--size {size}: wanted: at least {SMALLEST} pixels")
     out = Path(options.out or f"{name}.onnx")
     if out.is_dir():
         raise InputError(f"--out {out}: a folder stands there; wanted: a file's name")
-    image = (
-        Images([Path(options.image)])[0] if options.image else Image.fromarray(streets.scene(0, False, (347, 619))[0])
-    )
-    if min(image.size) < 2 * SMALLEST:
-        raise InputError(f"--image {options.image}: wanted: at least {2 * SMALLEST} pixels a side")
-    crop = None if labels or options.whole else network.config["crop"]
-    crop = crop and pair(crop)
+    tiles = None if labels or options.whole else network.config["crop"]
+    crop = tiles and pair(tiles)
 
     say(f"{folder} → {out}")
-    original = network if labels or not crop else lambda images: tiled(network, images, crop)
+    original = network if not crop else lambda images: tiled(network, images, crop)
     exported = network if labels else Traceable(network, crop)
     try:
         content = trace(Deployed(exported, size, labels))
-    # the exporter answers what it does not know with exceptions of many kinds
+    # the exporter raises exceptions of many kinds for operations that it does not know
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise RunError(f"--model {options.model}: cannot be exported ({type(error).__name__}: {reason})") from error
@@ -172,11 +166,11 @@ def export(options: ExportOptions) -> None:
     if labels:
         pairs = zip(network.config["names"], network.config["colors"], strict=True)
         record["classes"] = json.dumps([{"name": name, "color": color} for name, color in pairs], ensure_ascii=False)
-    elif crop:
-        record["tiles"] = network.config["crop"]
+    elif tiles:
+        record["tiles"] = tiles
     onnx.helper.set_model_props(model, record)
     content = model.SerializeToString()
-    check(onnxruntime, content, Deployed(original, size, labels), image)
+    check(onnxruntime, content, Deployed(original, size, labels), street())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace(out, lambda temporary: temporary.write_bytes(content))
@@ -185,14 +179,28 @@ def export(options: ExportOptions) -> None:
     say(f"{out}: {len(content) / 2**20:.1f} MiB, ONNX opset {OPSET}; {model.doc_string}")
 
 
-def load(model: str, part: str | None) -> tuple[str, Path, nn.Module]:
-    """A name for a network, its folder, and the network: a part of a run, or what a model folder holds."""
-    given = part or ("day2night" if (Path(model) / "day2night").is_dir() else "teacher")
-    folder = find_model(model, given, "--model")
+def load(model: str) -> tuple[str, Path, nn.Module]:
+    """A name for a network, its folder, and the network: a run's teacher or day2night, or that of a model folder."""
+    part = "day2night" if (Path(model) / "day2night").is_dir() else "teacher"
+    folder = find_model(model, part, "--model")
     generator = '"Generator"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
-    kind = Generator if given != "teacher" or (part is None and generator) else DeepLabV2
-    name = given if folder == Path(model) / given else Path(model).absolute().name
-    return name, folder, load_model(model, given, "--model", kind)
+    name = part if folder == Path(model) / part else Path(model).absolute().name
+    return name, folder, load_model(model, part, "--model", Generator if generator else DeepLabV2)
+
+
+def street() -> Image.Image:
+    """A drawn street, always the same: sky, houses with shutters, road, cars, grain."""
+    height, width, horizon = 347, 619, 200
+    levels = np.full((height, width, 3), 95.0)
+    levels[:horizon] = np.linspace((100, 160, 235), (190, 220, 240), horizon)[:, None]
+    for i, left in enumerate(range(0, width, 75)):
+        top = 40 + 37 * i % 90
+        levels[top : horizon + 10, left : left + 60] = 110 + 13 * i, 90 + 31 * i % 80, 80
+        levels[top + 10 : horizon : 3, left + 12 : left + 30] = 40
+    for left, top, color in ((90, 230, (170, 30, 35)), (350, 255, (25, 60, 150)), (520, 215, (230, 230, 225))):
+        levels[top : top + 42, left : left + 95] = color
+    levels += np.random.default_rng(0).normal(0, 6, levels.shape)
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
 
 
 def describe(labels: bool, size: str) -> str:
@@ -204,13 +212,13 @@ def describe(labels: bool, size: str) -> str:
 def trace(deployed: Deployed) -> bytes:
     """The module as an ONNX file.
 
-    By the tracing exporter, deprecated as it is: where networks pad as TensorFlow does, the newer one takes minutes
-    (EfficientNet-lite0: 100 s of CPU time against 1 s) and may refuse sizes that are none of its example's kind.
+    This uses the tracing exporter although it is deprecated: for networks that pad as TensorFlow does, the newer one
+    takes minutes (EfficientNet-lite0: 100 s of CPU time instead of 1 s) and may refuse sizes unlike its example's.
     """
     file, result = io.BytesIO(), "labels" if deployed.labels else "translation"
     axes = {0: "N", 1: "H", 2: "W"}
     example = torch.zeros(2, 99, 181, 3, dtype=torch.uint8)
-    # it warns of constants in the trace and of its age
+    # it warns of constants in the trace and of its own deprecation
     with warnings.catch_warnings(), silent(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -228,7 +236,7 @@ def trace(deployed: Deployed) -> bytes:
 
 @contextmanager
 def silent():
-    """Nothing on standard output, from C++ neither: where the exporter fails, it prints the whole graph."""
+    """Print nothing on standard output, not even from C++: an exporter that fails prints the graph with all nodes."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -241,7 +249,7 @@ def silent():
 
 
 def check(onnxruntime, content: bytes, original: Deployed, image: Image.Image) -> None:
-    """Compare ONNX Runtime with PyTorch on an image at two sizes. Raises `RunError` where they differ."""
+    """Compare ONNX Runtime with PyTorch on an image at two sizes. Raises `RunError` if they differ."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     limit = f"{100 * SAME_LABELS} %" if original.labels else f"at most {LEVELS}"
@@ -253,7 +261,7 @@ def check(onnxruntime, content: bytes, original: Deployed, image: Image.Image) -
         try:
             session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
             (found,) = session.run(None, {"image": pixels})
-        # ONNX Runtime has exceptions of its own, one a kind of failure
+        # ONNX Runtime has a class of its own for each kind of failure
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise RunError(f"ONNX Runtime fails {where} ({reason}); nothing was written") from error

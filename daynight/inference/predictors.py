@@ -1,4 +1,4 @@
-"""A trained network as a function of a PIL image: what `daynight.load_segmenter` and `daynight.load_generator` give."""
+"""A trained network as a function of a PIL image: `daynight.load_segmenter` and `daynight.load_generator`."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -14,25 +14,26 @@ from daynight.data.labels import Classes, colorize
 from daynight.inference.tiles import logits_of, translations
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
-from daynight.models.hub import load_model
+from daynight.models.hub import classes_of, load_model
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of this name; without one the GPU where there is one."""
+    """The device of this name; None: the GPU if there is one, else the CPU."""
     if name:
         return torch.device(name)
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """RGB, as the camera was held."""
+    """RGB, turned as the image's EXIF data says."""
     return to_rgb(ImageOps.exif_transpose(image))
 
 
 class Segmenter:
     """Labels an image as `daynight predict` does.
 
-    names and colors: of the classes, by train id; RGB, 0 to 255. model: the network, B×3×H×W in [-1, 1] → logits.
+    names and colors (RGB, 0 to 255) of the classes, in the order of train ids. model: the network, B×3×H×W in [-1, 1] →
+    logits.
     """
 
     model: DeepLabV2
@@ -41,12 +42,11 @@ class Segmenter:
 
     def __init__(self, path: str, device: torch.device):
         self.model = load_model(path, "teacher", "load_segmenter:", DeepLabV2).to(device)
-        self.names = tuple(self.model.config["names"])
-        self.colors = tuple((r, g, b) for r, g, b in self.model.config["colors"])
+        self.names, self.colors = classes_of(self.model)
         self._place = SimpleNamespace(device=device, autocast=nullcontext)
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """H×W train ids, at the image's own size."""
+        """H×W train ids at the image's own size."""
         with torch.inference_mode():
             logits = logits_of(self.model, upright(image), self.model.config["size"], self._place)
             return logits.max(0).indices.to(torch.uint8).cpu().numpy()
@@ -57,7 +57,7 @@ class Segmenter:
 
 
 class Translator:
-    """Translates an image as `daynight translate` does; model: the generator, B×3×H×W in [-1, 1] → the same."""
+    """Translates an image as `daynight translate` does. model: the generator, B×3×H×W in [-1, 1] → the same."""
 
     model: Generator
 
@@ -66,7 +66,8 @@ class Translator:
         self._place = SimpleNamespace(device=device, autocast=nullcontext)
 
     def __call__(self, image: Image.Image, whole: bool = False) -> Image.Image:
-        """An RGB image of the same size. `whole`: not in tiles of the training crop's size that overlap by half."""
+        """An RGB image of the same size. `whole`: translate it in one piece, not in overlapping tiles of the training
+        crop's size."""
         size, crop = self.model.config["size"], None if whole else self.model.config["crop"]
         results = translations(self.model, [upright(image)], size, crop and pair(crop), 1, self._place, threads=0)
         return next(iter(results))[2]

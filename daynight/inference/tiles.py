@@ -1,4 +1,4 @@
-"""Images through a network: read, resized, batched; labels or translations at the images' own size."""
+"""Run a network on images: read, resize and batch them; give labels or translations at the images' own size."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,14 +15,17 @@ from daynight.system.errors import Unreadable
 
 
 def reading_threads(num_workers: int | None, accelerator) -> int:
-    """How many threads read images ahead, and finish results: as asked for by `--num-workers`, else its default."""
+    """How many threads read images ahead and finish results: `--num-workers`, or its default."""
     return num_workers if num_workers is not None else 2 if accelerator.device.type == "cpu" else 8
 
 
 def mapped(function: Callable, items: Iterable, threads: int, cores: int | None = None) -> Iterator:
-    """function(item) of each item, in order, by so many threads beside the loop (0: in it), each of which torch gives
-    `cores`; at most twice as many wait, so memory stays bounded. Where the items end in `Unreadable`, what was begun
-    before is not lost."""
+    """Yields function(item) for each item, in order, computed by `threads` threads (0: in the caller's). In each of
+    them torch uses `cores`.
+
+    At most 2 · threads items are begun or wait, so memory stays bounded. If `items` raises `Unreadable`, the results
+    of all items before it are still given.
+    """
     if not threads:
         yield from map(function, items)
         return
@@ -44,25 +47,26 @@ def mapped(function: Callable, items: Iterable, threads: int, cores: int | None 
 
 
 def read_batches(images: Images, size: str, batch_size: int, threads: int) -> Iterator[tuple[list, torch.Tensor, list]]:
-    """Neighbouring images that are of one size once resized: their numbers, B×3×H×W in [-1, 1], and the originals."""
+    """Yields batches of neighbouring images that have one size once resized: the images' numbers, B×3×H×W in [-1, 1],
+    and the originals."""
 
     def read(i: int):
         image = images[i]
         return i, to_tensor(resize_image(image, *target_size(image.height, image.width, size))), image
 
-    batch, failed = [], None
+    batch = []
     try:
         for entry in mapped(read, range(len(images)), threads):
             if batch and (len(batch) == batch_size or batch[0][1].shape != entry[1].shape):
                 yield stacked(batch)
                 batch = []
             batch.append(entry)
-    except Unreadable as error:
-        failed = error
+    except Unreadable:
+        if batch:
+            yield stacked(batch)
+        raise
     if batch:
         yield stacked(batch)
-    if failed:
-        raise failed
 
 
 def stacked(batch: list[tuple]) -> tuple[list, torch.Tensor, list]:
@@ -71,17 +75,21 @@ def stacked(batch: list[tuple]) -> tuple[list, torch.Tensor, list]:
 
 
 def laid_out(images: torch.Tensor) -> torch.Tensor:
-    """B×3×H×W in the layout in which networks are fastest: channels last on a GPU and on a CPU with AVX-512 (measured
-    without gradient: by 1.25 for a generator, 1.3 for DeepLabV2-VGG16; with AVX2 0.77 for a generator)."""
+    """B×3×H×W in the memory layout in which networks are fastest: channels last on a GPU and on a CPU with AVX-512.
+
+    Measured without gradients on AVX-512: a generator 1.25 times as fast, DeepLabV2-VGG16 1.3 times; a generator with
+    AVX2 alone 0.77 times.
+    """
     last = images.device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
     return images.contiguous(memory_format=torch.channels_last) if last else images
 
 
 @torch.inference_mode()
 def logits_of(model, image: Image.Image, size: str, accelerator, scales=(1.0,), flip=False) -> torch.Tensor:
-    """C×H×W of an image at its own size, on the device; the network runs at `size`, its logits are upsampled.
+    """The logits of an image at its own size, C×H×W on the device. The network runs at `size`; logits are upsampled.
 
-    With several scales (factors of `size`) or `flip` (each again mirrored) the logarithm of the mean probability.
+    `scales` are factors of `size`; `flip` also uses the mirrored image at each scale. With more than one pass, the
+    result is the logarithm of the mean probability.
     """
     shape, height_width = (image.height, image.width), target_size(image.height, image.width, size)
     several = len(scales) > 1 or flip
@@ -93,7 +101,7 @@ def logits_of(model, image: Image.Image, size: str, accelerator, scales=(1.0,), 
             with accelerator.autocast():
                 logits = model(laid_out(batch.flip(3) if mirrored else batch)).float()
             if logits.shape[2:] != shape:
-                # classes of a pixel beside each other: the same labels in two thirds of the time on a CPU
+                # channels last: the same labels in two thirds of the time on a CPU
                 logits = logits.contiguous(memory_format=torch.channels_last)
                 logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
             logits = logits.flip(3)[0] if mirrored else logits[0]
@@ -104,11 +112,12 @@ def logits_of(model, image: Image.Image, size: str, accelerator, scales=(1.0,), 
 def segment(
     model, images: Images, size: str, at_once: int | None, accelerator, threads=2, scales=(1.0,), flip=False, sure=False
 ):
-    """Label images: yields each one's number, the image, its train ids at its own size (H×W, uint8, on the device) and,
-    if `sure`, how sure the model is of each (H×W, largest softmax probability, 0 to 1), else None.
+    """Label images: yields each one's number, the image, its train ids at its own size (H×W, uint8, on the device), and
+    the largest softmax probability of each pixel (H×W, 0 to 1) if `sure`, else None.
 
-    Each image is a pass of its own, on a CPU of one thread, `at_once` images beside each other (None: as many as there
-    are cores, at most 8; on a GPU 2): so no result depends on how many there are. `threads` read ahead.
+    The network sees each image alone, so no result depends on `at_once`, the number of images that are computed at the
+    same time (None: on a CPU the number of cores, at most 8, with one thread each; on a GPU 2). `threads` threads read
+    ahead.
     """
     on_cpu, cores = accelerator.device.type == "cpu", torch.get_num_threads()
     at_once = at_once or (max(1, min(8, cores)) if on_cpu else 2)
@@ -117,7 +126,7 @@ def segment(
     def work(entry):
         i, image = entry
         logits = logits_of(model, image, size, accelerator, scales, flip)
-        # max: on a CPU several times faster than argmax over channels
+        # on a CPU max is several times faster than argmax over channels
         highest, labels = logits.max(0)
         return i, image, labels.to(torch.uint8), (highest - logits.logsumexp(0)).exp() if sure else None
 
@@ -132,8 +141,8 @@ def segment(
 def translations(
     generator, images: Images, size: str, crop, batch_size: int, accelerator, threads: int = 2, keep_size=True
 ):
-    """Translate images: yields each one's number, the image, and its translation, of the image's own size or, without
-    `keep_size`, of `size`. `crop` (height, width): in tiles of the training crop's size; None: whole."""
+    """Translate images: yields each one's number, the image, and its translation, which has the image's own size, or
+    `size` without `keep_size`. `crop` (height, width): translate in tiles of this size; None: whole images."""
 
     def results():
         for numbers, batch, originals in read_batches(images, size, batch_size, threads):
@@ -151,11 +160,11 @@ def translations(
 
 
 def tiled(generator, images, crop: tuple[int, int]):
-    """B×3×H×W in [-1, 1] → the same, translated in tiles of `crop` (height, width) that overlap by half, each weighted
-    by a Hann window.
+    """B×3×H×W in [-1, 1] → the same, translated in tiles of `crop` (height, width) that overlap by half, weighted by a
+    Hann window.
 
-    Instance norm sees in a whole image other statistics than in the crops it was trained on, and the translation is
-    another: by day's bright sky the sky of a night stays bright.
+    In a whole image instance norm sees other statistics than in the crops that it was trained on, and this changes the
+    translation: next to a bright day sky, the night sky stays bright.
     """
     images = laid_out(images)
     height, width = images.shape[2:]
@@ -166,7 +175,7 @@ def tiled(generator, images, crop: tuple[int, int]):
         sorted({*range(0, whole - part + 1, max(1, part // 2)), whole - part})
         for whole, part in zip((height, width), shape, strict=True)
     )
-    # above 0 at its ends, for the pixels at the border of the image
+    # above 0 at both ends: the border of the image is covered by one tile only
     down, across = (torch.hann_window(n + 2, periodic=False, device=images.device)[1:-1] for n in shape)
     window = down[:, None] * across
     total, weight = torch.zeros_like(images, dtype=torch.float32), torch.zeros_like(images[:1, :1], dtype=torch.float32)

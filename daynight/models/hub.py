@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from daynight import __version__
 from daynight.config import is_size
-from daynight.data.labels import Classes, check_classes
+from daynight.data.labels import check_classes
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.system.errors import InputError
@@ -175,8 +175,9 @@ def reason_of(error: Exception) -> str:
     return next((reason for kind, reason in reasons if isinstance(error, kind)), first[0] if first else repr(error))
 
 
-def classes_of(model) -> Classes:
-    return Classes(tuple(model.config["names"]), tuple(map(tuple, model.config["colors"])))
+def classes_of(model) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """The names of a segmentation network's classes and their colours, RGB from 0 to 255."""
+    return tuple(model.config["names"]), tuple(map(tuple, model.config["colors"]))
 
 
 def pretrained(build, network: str, source: str, option: str, **settings) -> torch.nn.Module:

@@ -102,8 +102,8 @@ class Lock:
 
 
 def check_apart(root: Path, out: Path) -> None:
-    """Raises `InputError` where what is written would be read again."""
-    root, here = (Path(os.path.realpath(path)) for path in (root, out))  # resolve() raises where links go in circles
+    """Raises `InputError` if one folder lies inside the other: what is written would later be read as input."""
+    root, here = (Path(os.path.realpath(path)) for path in (root, out))  # resolve() raises if links form a circle
     if here == root:
         raise InputError(f"--out {out}: is --in; give another folder")
     if root in here.parents or here in root.parents:
@@ -111,10 +111,10 @@ def check_apart(root: Path, out: Path) -> None:
 
 
 def claim(folder: Path, name: str, record: dict) -> Lock:
-    """Say in `folder/name` what made the folder, and keep other processes out of it as long as the lock is held.
+    """Lock a folder, and record in `folder/name` what its content is made with.
 
-    Raises `InputError` where it says that something else did: results of two models never mix; or where another
-    process works there.
+    Raises `InputError` if the folder holds something else or was made with another record, so that results of two
+    models never mix, or if another process works there.
     """
     path = folder / name
     if folder.exists() and not folder.is_dir():

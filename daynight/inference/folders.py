@@ -1,0 +1,67 @@
+"""What `translate`, `predict` and audits have in common: they read one tree of images and write another.
+
+They find the images, claim the folder to write, share the images out over the processes, and write. Whoever returns
+finds every file there, also those that other processes wrote.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+from daynight.data.layouts.tree import locate, resolve
+from daynight.data.sets import image_files
+from daynight.system.console import counted, say
+from daynight.system.files import check_apart, claim
+from daynight.system.processes import gathered, share_out, together
+
+
+class Folders(NamedTuple):
+    """given: the tree as `--in` names it. root: the folder that its paths start from. images: all of its images,
+    sorted. out: the folder to write."""
+
+    given: Path
+    root: Path
+    images: tuple[Path, ...]
+    out: Path
+
+    def place(self, path: Path) -> Path:
+        """Where the result for a file of the tree belongs."""
+        return self.out / path.relative_to(self.root)
+
+
+def find(name: str, data_root: str, out: str) -> Folders:
+    """Raises `InputError` where there is no image, or where what is written would be read again."""
+    given = resolve(name, Path(data_root), "--in")
+    root = locate(given).root
+    check_apart(root, Path(out))
+    return Folders(given, root, image_files(given), Path(out))
+
+
+@contextmanager
+def claimed(out: Path, name: str, record: dict, accelerator) -> Iterator[None]:
+    """Claim the folder `out` for results of what `record` describes, and wait at the end for all processes.
+
+    Raises `InputError` on every process where the claim is refused: see `claim`.
+    """
+    with together():
+        lock = claim(out, name, record) if accelerator.is_main_process else nullcontext()
+    with lock:
+        yield
+        gathered(None)
+
+
+def unfinished(
+    title: str,
+    images: Sequence[Path],
+    is_done: Callable[[Path], bool],
+    results: Callable[[Sequence[Path]], Iterable[tuple]],
+) -> Iterator[tuple]:
+    """Yields (path, …) for each of this process's share of the images that are not done. Says how many are done.
+
+    `results(paths)` computes them: it yields (i, …) for `paths[i]`.
+    """
+    todo, count = share_out(images, lambda path: not is_done(path))
+    say(f"{title}: {len(images):,} images, {len(images) - count:,} there")
+    for i, *result in counted(results(todo), len(todo), "images"):
+        yield todo[i], *result
