@@ -28,19 +28,6 @@ from daynight.training.run import Run, ramp
 from daynight.training.validation import Best, SegmentationValidation, fingerprints, held_out
 
 
-def check(options: SegTrainOptions) -> None:
-    """Raises `InputError` for options that contradict each other."""
-    for name in ("translated", "translator"):
-        if getattr(options, name) and options.train_on == "day":
-            raise InputError(f"--{name}: with --train-on day nothing is translated; leave one of them out")
-    if options.translated and options.translator not in (None, "darken", "fourier"):
-        raise InputError("--translated and --translator: give one of them, or --translator darken or fourier beside it")
-    if options.unlabelled_day and not options.ssl:
-        raise InputError("--unlabelled-day: is for Eq. 15; give --ssl, or leave it out")
-    if options.keep_best == "labelled" and not options.validate_on:
-        raise InputError("--keep-best labelled: is the mIoU on --validate-on; give --validate-on DATASET")
-
-
 def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSet | None]:
     """Option → the sets to train on; the same of what is held out of them; the set of --validate-on. All are said."""
     day_set = load(options.day, root, "--day", time="day", labelled=True)
@@ -106,7 +93,6 @@ def student_terms(student, teacher, batch, clean, noisy, labels, valid, dropout,
 def train(options: SegTrainOptions) -> None:
     """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
     root = Path(options.data_root)
-    check(options)
     run = Run(options)
     sets, held, labelled = read_sets(options, root)
     day_set = sets["--day"][0]

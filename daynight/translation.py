@@ -124,8 +124,6 @@ def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
 def train(options: TranslateTrainOptions) -> None:
     """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
     root, crop = Path(options.data_root), pair(options.crop)
-    if min(crop) < 32:
-        raise InputError(f"--crop {options.crop}: the discriminator needs at least 32 pixels a side")
     run = Run(options)
     sets, held = read_sets(options, root)
     (day_set,), night_sets = sets.values()
@@ -226,8 +224,6 @@ def preview(averages: dict[str, EMA], day, night):
 
 def load_judge(options: TranslateTrainOptions) -> tuple[DeepLabV2 | None, dict[str, str]]:
     """The network of --judge, and what tells it from another, for `Run.open`."""
-    if options.keep_best == "kept" and not options.judge:
-        raise InputError("--keep-best kept: is what --judge finds; give --judge RUN")
     if not options.judge or not options.validate_every:
         return None, {}
     judge = load_model(options.judge, "teacher", "--judge", DeepLabV2).requires_grad_(False)

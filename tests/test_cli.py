@@ -10,15 +10,24 @@ import subprocess
 import sys
 from dataclasses import MISSING, asdict, fields
 from types import SimpleNamespace
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import pytest
 
 from daynight import __version__, cli
+from daynight.config import declared
 
 COMMANDS = {name: options for name, options, *_ in cli.COMMANDS}
 REQUIRED = {"translate": "--in given --out given", "predict": "--in given --out given", "eval": "--dataset given"}
-VALUES = {"size": "32x64", "crop": "24x32", "rho": "0.125,0.25", "lambda-ssl": "1,2", "scales": "0.5,1", "png-level": 3}
+# what an option is refused without
+BESIDE = {
+    ("translate-train", "keep-best"): "--judge given",
+    ("seg-train", "keep-best"): "--validate-on given",
+    ("seg-train", "unlabelled-day"): "--ssl",
+    ("eval", "ids"): "--predictions given",
+    ("eval", "resize"): "--predictions given",
+}
+VALUES = {"size": "32x64", "crop": "40x32", "rho": "0.125,0.25", "lambda-ssl": "1,2", "scales": "0.5,1", "png-level": 3}
 
 
 class Result(NamedTuple):
@@ -89,16 +98,15 @@ def parse(monkeypatch):
     return parse
 
 
-FUNCTIONS = {target.partition(":")[2] for *_, target, _ in cli.COMMANDS}
+FUNCTIONS = {target.partition(":")[2] for *_, target in cli.COMMANDS}
 
 
 def parameters(command):
     """(field, spelling, base type) of each option of a command."""
-    hints, spellings = get_type_hints(COMMANDS[command], include_extras=True), cli.parameters(COMMANDS[command])
+    hints, spellings = get_type_hints(COMMANDS[command]), cli.parameters(COMMANDS[command])
     for f in fields(COMMANDS[command]):
-        assert get_origin(hints[f.name]) is Annotated
-        kinds = [a for a in get_args(hints[f.name].__origin__) or () if a is not type(None)]
-        base = hints[f.name].__origin__
+        base = hints[f.name]
+        kinds = [a for a in get_args(base) or () if a is not type(None)]
         if get_origin(base) is not list and get_origin(base) is not Literal and kinds:
             base = kinds[0]
         yield f, spellings[f.name], base
@@ -140,8 +148,8 @@ def line_of(command, f, spelt, base, number=0):
 
 
 def without(command, spelt):
-    """The words that a command cannot do without, but those of one option."""
-    return re.sub(rf"--{spelt} given", "", REQUIRED.get(command, ""))
+    """The words that a command and one of its options cannot do without, but those of that option."""
+    return re.sub(rf"--{spelt} given", "", REQUIRED.get(command, "")) + " " + BESIDE.get((command, spelt), "")
 
 
 # help, version, and how it is started
@@ -168,7 +176,7 @@ def test_help_explains_every_option(command, monkeypatch):
     result = daynight(f"{command} --help")
     assert result.code == 0 and result.err == ""
     for f, spelt, _ in parameters(command):
-        help = get_type_hints(COMMANDS[command], include_extras=True)[f.name].__metadata__[0].help
+        help = declared(COMMANDS[command])[f.name]["settings"]["help"]
         assert help and len(help) > 10
         (line,) = (line for line in result.out.splitlines() if shows(line, spelt))
         assert help.split(":")[0] in line

@@ -78,10 +78,6 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator
     """The data sets, and the result of each run on each of them, scored as they are asked for; every problem that can
     be known is told first."""
     names = options.model or ([] if options.predictions else ["runs/seg"])
-    if not names and (options.size or options.flip or options.scales != "1"):
-        raise InputError("--size, --scales and --flip are for --model; --predictions are scored as they are")
-    if not options.predictions and (options.ids or options.resize):
-        raise InputError("--ids and --resize are for --predictions")
     splits, root = (options.split,) if options.split else None, Path(options.data_root)
     sets = [
         load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)

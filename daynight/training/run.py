@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from daynight import __version__
-from daynight.config import FREE
+from daynight.config import free
 from daynight.data.cache import Cache
 from daynight.models.hub import identity, save_model
 from daynight.reports.card import write_card
@@ -135,7 +135,8 @@ class Run:
 
     def _check(self, data: dict[str, str]) -> bool:
         """Whether the folder holds this run, with a checkpoint."""
-        given = {name: value for name, value in asdict(self.options).items() if name not in FREE}
+        may_differ = free(type(self.options))
+        given = {name: value for name, value in asdict(self.options).items() if name not in may_differ}
         path = self.folder / "options.json"
         if not self.folder.is_dir() and self.folder.exists():
             raise InputError(f"--out {self.folder}: a file stands there; wanted: a folder")
@@ -351,7 +352,7 @@ class Run:
             folder = self.folder / name
             save_model(model, folder)
             done = self.parts["best"].step if name.startswith("best/") else step
-            write_card(folder, identity(folder), self.folder, self.options, FREE, done)
+            write_card(folder, identity(folder), self.folder, self.options, free(type(self.options)), done)
 
     def _left(self) -> str:
         checkpoints = self._checkpoints()
