@@ -1,4 +1,4 @@
-"""The console script: turns `config.py` into commands, and what goes wrong into one line."""
+"""The console script: it makes commands of the options in `config.py`, and one line of every error."""
 
 import ctypes
 import difflib
@@ -94,11 +94,14 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
 
 def check_kind(parameter, value) -> None:
     """Raises `ValueError` if Typer would quietly make a string or a number of something else, as of {"steps": true}."""
-    values, several = value if isinstance(value, list) else [value], parameter.multiple
-    odd = not all(type(one) in (str, int, float) and "\0" not in str(one) for one in values)
-    if not parameter.is_flag and (odd or isinstance(value, list) != several or not values and parameter.default):
-        raise ValueError(f"wanted: {'a list of one or more' if several else 'a string or a number'}")
-    json.dumps(value, ensure_ascii=False).encode()  # raises ValueError for half of a surrogate pair
+    values = value if isinstance(value, list) else [value]
+    text = "".join(map(str, values))
+    if "\0" in text or text != text.encode(errors="ignore").decode():
+        raise ValueError(f"{text!r} is no text")
+    good = isinstance(value, list) == parameter.multiple and all(type(one) in (str, int, float) for one in values)
+    if not parameter.is_flag and not (good and (values or not parameter.default)):
+        wanted = "a list of one or more" if parameter.multiple else "a string or a number"
+        raise ValueError(f"{json.dumps(value)}; wanted: {wanted}")
 
 
 def add(name: str, options: type, target: str) -> None:
@@ -144,8 +147,8 @@ def unknown_variables() -> list[str]:
 
 
 def end_with_launcher() -> None:
-    """Have Linux send SIGTERM when a launcher dies: `accelerate launch` of one process passes no signal on, and none
-    can pass SIGKILL on."""
+    """Have Linux send SIGTERM to this process if its launcher dies: `accelerate launch` of one process passes no signal
+    on, and no launcher can pass SIGKILL on."""
     if {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys() and sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -154,15 +157,15 @@ def end_with_launcher() -> None:
 def main() -> None:
     """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
     end_with_launcher()
-    # as Ctrl-C: what is being written is cleaned up (trainings, which save first, have their own handler)
+    # ends the command as Ctrl-C does, so that half-written files are removed; trainings have a handler that saves first
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     for variable in unknown_variables():
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:
         code = app(standalone_mode=False) or 0
-        message = "interrupted" * (code == 130)  # Typer makes an exit of Ctrl-C
+        message = "interrupted" * (code == 130)  # Typer turns Ctrl-C into an exit
     except (InputError, RunError) as error:
-        # a loader's worker hands an error on as its traceback, of which this is the last line
+        # the message of an error in a loader's worker is a whole traceback; its last line is the message meant
         code, message = error.exit_code, str(error).rpartition(f"{type(error).__name__}: ")[2]
     except typer.TyperException as error:
         code, message = error.exit_code, error.format_message()
@@ -172,14 +175,13 @@ def main() -> None:
         kind = type(error).__name__
         code, message = 1, f"{kind}: {str(error).rpartition(f'{kind}: ')[2]} (--debug shows where)"
         if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
-            message = (
-                "out of memory; a smaller --crop, --size, --batch-size or network needs less (--debug shows where)"
-            )
+            less = "a smaller --crop, --size, --batch-size or network needs less"
+            message = f"out of memory; {less} (--debug shows where)"
     if message:
         rank = os.environ.get("RANK", "0")
         who = "daynight" if rank == "0" else f"daynight, process {rank}"
         print(f"{who}: " + " ".join(message.split()), file=sys.stderr)
-    # where others may have failed, parting could wait for them; a command that has not begun needs no torch
+    # after an error `leave` could wait for processes that failed; without this module in use there is nothing to leave
     if code not in (1, 2) and "daynight.system.processes" in sys.modules:
         sys.modules["daynight.system.processes"].leave()
     sys.exit(code)
