@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 import pytest
 
 from daynight import __version__, cli
-from daynight.config import declared
+from daynight.config import declared, free
 
 COMMANDS = {name: options for name, options, *_ in cli.COMMANDS}
 REQUIRED = {"translate": "--in given --out given", "predict": "--in given --out given", "eval": "--dataset given"}
@@ -249,6 +249,41 @@ def test_misspelt(line, words):
     result = daynight(line)
     assert all(word in result.line for word in words), result.line
     assert result.out == ""
+
+
+# what contradicts itself, and what may change
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "words"),
+    [
+        ("translate-train", {"crop": "24x32"}, "--crop 24x32: the discriminator needs at least 32 pixels"),
+        ("translate-train", {"keep_best": "kept"}, "give --judge RUN"),
+        ("seg-train", {"train_on": "day", "translated": "x"}, "--translated: with --train-on day"),
+        ("seg-train", {"translated": "x", "translator": "y"}, "--translated and --translator: give one of them"),
+        ("seg-train", {"unlabelled_day": "x"}, "--unlabelled-day: is for Eq. 15; give --ssl"),
+        ("seg-train", {"keep_best": "labelled"}, "give --validate-on DATASET"),
+        (
+            "eval",
+            {"dataset": ["x"], "predictions": ["y"], "size": "512"},
+            "--size, --scales and --flip are for --model",
+        ),
+        ("eval", {"dataset": ["x"], "ids": "labelIds"}, "--ids and --resize are for --predictions"),
+    ],
+)
+def test_options_that_contradict_each_other(command, given, words):
+    """They are refused before anything is imported, and cannot be made by a program either."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        COMMANDS[command](**given)
+    line = ((name, value[0] if isinstance(value, list) else value) for name, value in given.items())
+    refused = daynight(f"{command} " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in line)).line
+    assert refused.startswith("daynight: --") and words in refused
+
+
+def test_a_continued_run_may_have_other_values_of_some_options():
+    first, second = (free(COMMANDS[command]) for command in ("translate-train", "seg-train"))
+    assert first == second >= {"out", "save_every", "log_every", "num_workers", "cache", "debug", "stall_minutes"}
+    assert not first & {"day", "night", "steps", "seed", "precision", "batch_size", "lr", "ema_decay", "crop", "init"}
 
 
 # where options come from

@@ -28,7 +28,7 @@ from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
 from test_scoring import CLASSES, draw_model
 
 from daynight import cli
-from daynight.inference import tiles as inference
+from daynight.data import images
 from daynight.models.generator import Generator
 from daynight.models.hub import save_model
 from daynight.training.run import Run
@@ -286,18 +286,18 @@ def test_data_that_one_machine_lacks(rank, home):
 
 def tell():
     """Say on stderr what is written."""
-    save = inference.save_image
+    save = images.save_image
 
     def save_and_tell(image, path, *settings):
         save(image, path, *settings)
         sys.stderr.write(f"{path}\n")  # in one piece: threads do it beside each other
 
-    inference.save_image = save_and_tell
+    images.save_image = save_and_tell
 
 
 def die():
     """At the second image."""
-    save, count = inference.save_image, []
+    save, count = images.save_image, []
 
     def save_or_die(image, path, *settings):
         count.append(path)
@@ -305,7 +305,7 @@ def die():
             os.kill(os.getpid(), signal.SIGKILL)
         save(image, path, *settings)
 
-    inference.save_image = save_or_die
+    images.save_image = save_or_die
 
 
 def contents(folder):
