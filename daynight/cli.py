@@ -1,4 +1,4 @@
-"""The console script: turns `config.py` into commands, and what goes wrong into one line."""
+"""The console script: it makes commands of the options in `config.py`, and one line of every error."""
 
 import ctypes
 import difflib
@@ -8,46 +8,34 @@ import os
 import signal
 import sys
 import traceback
-from copy import copy
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import typer
 
 from daynight import __version__, config
 from daynight.system.errors import InputError, RunError
+from daynight.system.files import read_json
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
-# name, options, what it runs, help
+# name, options, what it runs; the options' docstring is its help
 COMMANDS = (
-    ("translate-train", config.TranslateTrainOptions, "daynight.translation:train",
-     "Learn day → night: CycleGAN with a feature loss (§3.2)."),
-    ("translate", config.TranslateOptions, "daynight.inference.translate:translate",
-     "Translate a tree of images; its labels come along."),
-    ("seg-train", config.SegTrainOptions, "daynight.segmentation:train",
-     "Train on day, translated and real night images (§3.3)."),
-    ("eval", config.EvalOptions, "daynight.evaluation.scoring:evaluate",
-     "Score teachers on labelled data sets, as Table 1 (§4.3)."),
-    ("predict", config.PredictOptions, "daynight.inference.predict:predict",
-     "Label a tree of images: ids, colours and overlays."),
-    ("export", config.ExportOptions, "daynight.inference.export:export",
-     "Write a teacher or generator as ONNX, and check it."),
-    ("demo", config.DemoOptions, "daynight.demo.demo:demo",
-     "The whole method in minutes, on drawn streets."),
-)  # fmt: skip
-
-
-def spelling(declaration: str) -> str:
-    """How an option is spelt in a config file: "--lambda-cyc" → "lambda-cyc"."""
-    return declaration.split("/")[0].lstrip("-")
+    ("translate-train", config.TranslateTrainOptions, "daynight.translation:train"),
+    ("translate", config.TranslateOptions, "daynight.inference.translate:translate"),
+    ("seg-train", config.SegTrainOptions, "daynight.segmentation:train"),
+    ("eval", config.EvalOptions, "daynight.evaluation.scoring:evaluate"),
+    ("predict", config.PredictOptions, "daynight.inference.predict:predict"),
+    ("export", config.ExportOptions, "daynight.inference.export:export"),
+    ("demo", config.DemoOptions, "daynight.demo.demo:demo"),
+)
 
 
 def parameters(options: type) -> dict[str, str]:
-    """Each field of a dataclass of options, with its spelling."""
-    hints = get_type_hints(options, include_extras=True)
-    return {f.name: spelling(hints[f.name].__metadata__[0].param_decls[0]) for f in fields(options)}
+    """Each field of a dataclass of options, with its spelling: `lambda_cyc` → "lambda-cyc", `in_` → "in"."""
+    return {f.name: f.name.strip("_").replace("_", "-") for f in fields(options)}
 
 
 def variables(command: str, name: str) -> list[str]:
@@ -57,41 +45,37 @@ def variables(command: str, name: str) -> list[str]:
 
 
 def signature(command: str, options: type) -> inspect.Signature:
-    """A dataclass of options as the signature that Typer reads."""
-    hints, spellings, result = get_type_hints(options, include_extras=True), parameters(options), []
-    panels, order = (config.DATA, config.MODEL, config.OPTIMISATION, config.OUTPUT, config.ADVANCED), tuple(hints)
-    place = {name: panels.index(hints[name].__metadata__[0].rich_help_panel) for name in order}
-    for f in sorted(fields(options), key=lambda f: (place[f.name], order.index(f.name))):
-        base, info = hints[f.name].__origin__, copy(hints[f.name].__metadata__[0])
-        info.envvar, info.show_envvar = variables(command, spellings[f.name]), False
+    """A dataclass of options as the signature that Typer reads, one panel of the help after the other."""
+    hints, facts, spellings = get_type_hints(options), config.declared(options), parameters(options)
+    result = []
+    for f in sorted(fields(options), key=lambda f: config.PANELS.index(facts[f.name]["settings"]["rich_help_panel"])):
+        settings, off = facts[f.name]["settings"], facts[f.name]["off"]
         if f.name == "config":
-            info.is_eager, info.callback = True, read_config
-        default = config.default_of(f)
-        default = inspect.Parameter.empty if default is MISSING else default
-        annotation = Annotated[base, info]
-        result.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+            settings = settings | {"is_eager": True, "callback": read_config}
+        names = f"--{spellings[f.name]}" + (off and f"/{off}")
+        envvar = variables(command, spellings[f.name])
+        info = typer.Option(config.default_of(f), names, envvar=envvar, show_envvar=False, **settings)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        result.append(inspect.Parameter(f.name, kind, default=info, annotation=hints[f.name]))
     return inspect.Signature(result)
 
 
 def read_config(ctx: typer.Context, path: str | None) -> str | None:
-    """Let the options in a JSON file stand in for the defaults; keys that begin with # are remarks."""
+    """Let the options in a JSON file replace the defaults. Keys that begin with # are remarks."""
     if path is None:
         return None
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--config {path}: not JSON ({error})") from None
-    content = content.get("options", content) if isinstance(content, dict) else content
+        content = read_json(Path(path))
+    except InputError as error:
+        raise InputError(f"--config {error}") from None
+    content = content.get("options", content)
     if not isinstance(content, dict):
-        raise InputError(f"--config {path}: wanted: a JSON object, option: value")
-    names = {spelling(p.opts[0]): p for p in ctx.command.params if p.name != "help"}
+        raise InputError(f"--config {path}: options: wanted: a JSON object, option: value")
+    names = {p.opts[0].removeprefix("--"): p for p in ctx.command.params if p.name != "help"}
     defaults = {}
     for key, value in content.items():
         spelt = key.replace("_", "-")
-        # the "config" of a run's options.json has been read into its other options
+        # the file named by "config" in a run's options.json was read when the run began
         if key.startswith("#") or value is None or spelt == "config":
             continue
         if spelt not in names:
@@ -109,22 +93,26 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
 
 
 def check_kind(parameter, value) -> None:
-    """Raises `ValueError` for what Typer would make a string or a number of, and nobody means so: {"steps": true}."""
-    if parameter.multiple and (not isinstance(value, list) or not value and parameter.default):
-        raise ValueError("wanted: a list of one or more")
-    wanted = "true or false" if parameter.is_flag else "a string or a number"
-    for one in value if parameter.multiple else [value]:
-        if isinstance(one, dict | list) or isinstance(one, bool) and not parameter.is_flag:
-            raise ValueError(f"{json.dumps(one)}; wanted: {wanted}")
-        if isinstance(one, str) and ("\0" in one or one != one.encode(errors="ignore").decode()):
-            raise ValueError(f"{one!r} is no text; wanted: {wanted}")
+    """Raises `ValueError` if Typer would quietly make a string or a number of something else, as of {"steps": true}."""
+    values = value if isinstance(value, list) else [value]
+    text = "".join(map(str, values))
+    if "\0" in text or text != text.encode(errors="ignore").decode():
+        raise ValueError(f"{text!r} is no text")
+    good = isinstance(value, list) == parameter.multiple and all(type(one) in (str, int, float) for one in values)
+    if not parameter.is_flag and not (good and (values or not parameter.default)):
+        wanted = "a list of one or more" if parameter.multiple else "a string or a number"
+        raise ValueError(f"{json.dumps(value)}; wanted: {wanted}")
 
 
-def add(name: str, options: type, target: str, help: str) -> None:
+def add(name: str, options: type, target: str) -> None:
+    """Make a command of a dataclass of options and `target`, the module:function that takes them."""
     module, function = target.split(":")
 
     def command(**values):
-        given = options(**values)
+        try:
+            given = options(**values)
+        except ValueError as error:  # options that contradict each other
+            raise InputError(str(error)) from None
         try:
             getattr(import_module(module), function)(given)
         except Exception:
@@ -133,7 +121,7 @@ def add(name: str, options: type, target: str, help: str) -> None:
             raise
 
     command.__signature__ = signature(name, options)
-    app.command(name, help=help)(command)
+    app.command(name, help=options.__doc__)(command)
 
 
 for entry in COMMANDS:
@@ -159,8 +147,8 @@ def unknown_variables() -> list[str]:
 
 
 def end_with_launcher() -> None:
-    """Have Linux send SIGTERM when a launcher dies: `accelerate launch` of one process passes no signal on, and none
-    can pass SIGKILL on."""
+    """Have Linux send SIGTERM to this process if its launcher dies: `accelerate launch` of one process passes no signal
+    on, and no launcher can pass SIGKILL on."""
     if {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys() and sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -169,15 +157,15 @@ def end_with_launcher() -> None:
 def main() -> None:
     """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
     end_with_launcher()
-    # as Ctrl-C: what is being written is cleaned up (trainings, which save first, have their own handler)
+    # ends the command as Ctrl-C does, so that half-written files are removed; trainings have a handler that saves first
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     for variable in unknown_variables():
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:
         code = app(standalone_mode=False) or 0
-        message = "interrupted" * (code == 130)  # Typer makes an exit of Ctrl-C
+        message = "interrupted" * (code == 130)  # Typer turns Ctrl-C into an exit
     except (InputError, RunError) as error:
-        # a loader's worker hands an error on as its traceback, of which this is the last line
+        # the message of an error in a loader's worker is a whole traceback; its last line is the message meant
         code, message = error.exit_code, str(error).rpartition(f"{type(error).__name__}: ")[2]
     except typer.TyperException as error:
         code, message = error.exit_code, error.format_message()
@@ -187,14 +175,13 @@ def main() -> None:
         kind = type(error).__name__
         code, message = 1, f"{kind}: {str(error).rpartition(f'{kind}: ')[2]} (--debug shows where)"
         if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
-            message = (
-                "out of memory; a smaller --crop, --size, --batch-size or network needs less (--debug shows where)"
-            )
+            less = "a smaller --crop, --size, --batch-size or network needs less"
+            message = f"out of memory; {less} (--debug shows where)"
     if message:
         rank = os.environ.get("RANK", "0")
         who = "daynight" if rank == "0" else f"daynight, process {rank}"
         print(f"{who}: " + " ".join(message.split()), file=sys.stderr)
-    # where others may have failed, parting could wait for them; a command that has not begun needs no torch
+    # after an error `leave` could wait for processes that failed; without this module in use there is nothing to leave
     if code not in (1, 2) and "daynight.system.processes" in sys.modules:
         sys.modules["daynight.system.processes"].leave()
     sys.exit(code)

@@ -56,7 +56,6 @@ def student_terms(student, teacher, batch, clean, noisy, valid, dropout, rho, we
 
 def train(options: SegTrainOptions) -> None:
     """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
-    check(options)
     run, root, train_on = Run(options), Path(options.data_root), trained_on(options)
     sets, held, labelled = read_sets(options, root)
     days = {name[2:].replace("-", "_"): some[0] for name, some in sets.items() if some and name != "--night"}
@@ -128,19 +127,6 @@ def train(options: SegTrainOptions) -> None:
             run.preview(step, preview(teacher.model, batch, days["day"].classes))
     if skipped:
         skipped.tell()
-
-
-def check(options: SegTrainOptions) -> None:
-    """Raises `InputError` for options that contradict each other."""
-    for name in ("translated", "translator"):
-        if getattr(options, name) and options.train_on == "day":
-            raise InputError(f"--{name}: with --train-on day nothing is translated; leave one of them out")
-    if options.translated and options.translator not in (None, "darken", "fourier"):
-        raise InputError("--translated and --translator: give one of them, or --translator darken or fourier beside it")
-    if options.unlabelled_day and not options.ssl:
-        raise InputError("--unlabelled-day: is for Eq. 15; give --ssl, or leave it out")
-    if options.keep_best == "labelled" and not options.validate_on:
-        raise InputError("--keep-best labelled: is the mIoU on --validate-on; give --validate-on DATASET")
 
 
 def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSet | None]:

@@ -112,7 +112,6 @@ def discriminator_terms(day, night, fake_day, fake_night, discriminators, option
 
 def train(options: TranslateTrainOptions) -> None:
     """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
-    check(options)
     run, root = Run(options), Path(options.data_root)
     sets, held = read_sets(options, root)
     features = feature_network(options) if options.lambda_feature else None
@@ -192,12 +191,6 @@ def train(options: TranslateTrainOptions) -> None:
             run.preview(step, preview(averaged, day, night))
     if skipped:
         skipped.tell()
-
-
-def check(options: TranslateTrainOptions) -> None:
-    """Raises `InputError` for options that contradict each other."""
-    if min(pair(options.crop)) < 32:
-        raise InputError(f"--crop {options.crop}: the discriminator needs at least 32 pixels a side")
 
 
 class UnpairedDraw:

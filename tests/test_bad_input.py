@@ -614,10 +614,10 @@ def test_labels_without_images_and_images_without_labels_are_counted(line, home)
         ('{"lr": 1e999}', ["lr"]),
         ('{"night": []}', ["night", "one or more"]),
         ('{"out": {"a": 1}}', ["out", '{"a": 1}', "string"]),
-        ('{"ssl": ["yes"]}', ["ssl", "true or false"]),
+        ('{"ssl": ["yes"]}', ["ssl", "boolean"]),
         ('{"out": "a\\u0000b"}', ["out", "no text"]),
         ('{"options": 3}', ["object"]),
-        ("[" * 100_000, ["not JSON"]),
+        ("[" * 100_000, ["JSON object"]),
     ],
 )
 def test_config_that_is_wrong(content, words, home):

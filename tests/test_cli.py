@@ -10,15 +10,23 @@ import subprocess
 import sys
 from dataclasses import MISSING, asdict, fields
 from types import SimpleNamespace
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import pytest
 
 from daynight import __version__, cli
+from daynight.config import declared, free
 
 COMMANDS = {name: options for name, options, *_ in cli.COMMANDS}
 REQUIRED = {"translate": "--in given --out given", "predict": "--in given --out given", "eval": "--dataset given"}
-VALUES = {"size": "32x64", "crop": "24x32", "rho": "0.125,0.25", "lambda-ssl": "1,2", "scales": "0.5,1"}
+# what an option is refused without
+BESIDE = {
+    ("seg-train", "keep-best"): "--validate-on given",
+    ("seg-train", "unlabelled-day"): "--ssl",
+    ("eval", "ids"): "--predictions given",
+    ("eval", "resize"): "--predictions given",
+}
+VALUES = {"size": "32x64", "crop": "40x32", "rho": "0.125,0.25", "lambda-ssl": "1,2", "scales": "0.5,1"}
 
 
 class Result(NamedTuple):
@@ -89,16 +97,15 @@ def parse(monkeypatch):
     return parse
 
 
-FUNCTIONS = {target.partition(":")[2] for *_, target, _ in cli.COMMANDS}
+FUNCTIONS = {target.partition(":")[2] for *_, target in cli.COMMANDS}
 
 
 def parameters(command):
     """(field, spelling, base type) of each option of a command."""
-    hints, spellings = get_type_hints(COMMANDS[command], include_extras=True), cli.parameters(COMMANDS[command])
+    hints, spellings = get_type_hints(COMMANDS[command]), cli.parameters(COMMANDS[command])
     for f in fields(COMMANDS[command]):
-        assert get_origin(hints[f.name]) is Annotated
-        kinds = [a for a in get_args(hints[f.name].__origin__) or () if a is not type(None)]
-        base = hints[f.name].__origin__
+        base = hints[f.name]
+        kinds = [a for a in get_args(base) or () if a is not type(None)]
         if get_origin(base) is not list and get_origin(base) is not Literal and kinds:
             base = kinds[0]
         yield f, spellings[f.name], base
@@ -140,8 +147,8 @@ def line_of(command, f, spelt, base, number=0):
 
 
 def without(command, spelt):
-    """The words that a command cannot do without, but those of one option."""
-    return re.sub(rf"--{spelt} given", "", REQUIRED.get(command, ""))
+    """The words that a command and one of its options cannot do without, but those of that option."""
+    return re.sub(rf"--{spelt} given", "", REQUIRED.get(command, "")) + " " + BESIDE.get((command, spelt), "")
 
 
 # help, version, and how it is started
@@ -168,7 +175,7 @@ def test_help_explains_every_option(command, monkeypatch):
     result = daynight(f"{command} --help")
     assert result.code == 0 and result.err == ""
     for f, spelt, _ in parameters(command):
-        help = get_type_hints(COMMANDS[command], include_extras=True)[f.name].__metadata__[0].help
+        help = declared(COMMANDS[command])[f.name]["settings"]["help"]
         assert help and len(help) > 10
         (line,) = (line for line in result.out.splitlines() if shows(line, spelt))
         assert help.split(":")[0] in line
@@ -241,6 +248,40 @@ def test_misspelt(line, words):
     result = daynight(line)
     assert all(word in result.line for word in words), result.line
     assert result.out == ""
+
+
+# what contradicts itself, and what may change
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "words"),
+    [
+        ("translate-train", {"crop": "24x32"}, "--crop 24x32: the discriminator needs at least 32 pixels"),
+        ("seg-train", {"train_on": "day", "translated": "x"}, "--translated: with --train-on day"),
+        ("seg-train", {"translated": "x", "translator": "y"}, "--translated and --translator: give one of them"),
+        ("seg-train", {"unlabelled_day": "x"}, "--unlabelled-day: is for Eq. 15; give --ssl"),
+        ("seg-train", {"keep_best": "labelled"}, "give --validate-on DATASET"),
+        (
+            "eval",
+            {"dataset": ["x"], "predictions": ["y"], "size": "512"},
+            "--size, --scales and --flip are for --model",
+        ),
+        ("eval", {"dataset": ["x"], "ids": "labelIds"}, "--ids and --resize are for --predictions"),
+    ],
+)
+def test_options_that_contradict_each_other(command, given, words):
+    """They are refused before anything is imported, and cannot be made by a program either."""
+    with pytest.raises(ValueError, match=re.escape(words)):
+        COMMANDS[command](**given)
+    line = ((name, value[0] if isinstance(value, list) else value) for name, value in given.items())
+    refused = daynight(f"{command} " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in line)).line
+    assert refused.startswith("daynight: --") and words in refused
+
+
+def test_a_continued_run_may_have_other_values_of_some_options():
+    first, second = (free(COMMANDS[command]) for command in ("translate-train", "seg-train"))
+    assert first == second >= {"out", "save_every", "log_every", "num_workers", "cache", "debug", "stall_minutes"}
+    assert not first & {"day", "night", "steps", "seed", "precision", "batch_size", "lr", "ema_decay", "crop", "init"}
 
 
 # where options come from

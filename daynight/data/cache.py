@@ -1,4 +1,4 @@
-"""Images and labels as trainings read them, kept after the first time: decoded and resized once."""
+"""Keeps images and labels for trainings, so that each is decoded and resized only once."""
 
 import hashlib
 import io
@@ -18,96 +18,100 @@ from daynight.system.console import say, warn
 from daynight.system.files import replace
 
 HEAD = 12  # bytes before each array: checksum, height, width
-JPEG_SHARE = 0.2  # what JPEG at quality 95 leaves of the bytes, at most, by experience
+LIMIT = 16e9  # bytes that a training's cache may take
+JPEG_SHARE = 0.2  # JPEG at quality 95 takes at most this share of the bytes (an estimate)
 
 
 class Cache:
-    """Where trainings keep what they have read, in `folder`: at most `limit` bytes, and what is left free on the disk.
-    Without a folder it only adds up, in `planned`, what it would take.
+    """Keeps what trainings read in `folder`. It takes at most `limit` bytes, and only what is free on the disk.
 
-    Sets are added in the order of `add`; each goes into one mapped file where that fits, images else into JPEG files
-    (quality 95), else it is read anew every time; which of them is said.
+    Sets are kept in the order of `add`. Each goes into one memory-mapped file if it fits. If not, images go into JPEG
+    files (quality 95); the rest is read again every time. Which of these happens is printed. Without a folder nothing
+    is kept, and `planned` adds up the bytes that would be.
     """
 
     def __init__(self, folder: Path | None, limit: float):
         self.folder, self.left, self.planned = folder, limit, 0.0
 
     def add(self, name: str, paths: Sequence[Path], size: str, channels: int, salt: str = ""):
-        """For the images (3 channels) or labels (1) in `paths`, resized to `size`; `salt`: what else they hang on.
-
-        Returns `Mapped`, `Jpegs` or None.
-        """
+        """Make room for the images (3 channels) or labels (1) in `paths`, resized to `size`. `salt` is what else their
+        content depends on. Returns `Mapped`, `Jpegs` or None."""
         if not self.left or not paths:
             return None
         shapes = [shape_of(path, size) for path in paths]
         lengths = [height * width * channels for height, width in shapes]
         keys = [key(path, size, salt) for path in paths]
-        whole = sum(lengths) + HEAD * len(lengths)
+        total = sum(lengths) + HEAD * len(lengths)
+        as_jpegs = JPEG_SHARE * total
         if self.folder is None:
-            self.planned += whole if self.planned + whole <= self.left else JPEG_SHARE * whole * (channels == 3)
+            self.planned += total if self.planned + total <= self.left else as_jpegs * (channels == 3)
             return None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             disk = os.statvfs(self.folder)
-            file = self.folder / f"{hashlib.blake2b(' '.join(keys).encode(), digest_size=8).hexdigest()}.u8"
+            file = self.folder / f"{digest(' '.join(keys))}.u8"
             there = file.stat().st_blocks * 512 if file.is_file() else 0
             room = min(self.left, disk.f_bavail * disk.f_frsize + there)
-            if whole <= room:
-                self.left -= whole
-                say(f"cache of {name}: {math.ceil(whole / 1e6):,} MB at most, mapped, in {self.folder}")
+            if total <= room:
+                self.left -= total
+                say(f"cache of {name}: {math.ceil(total / 1e6):,} MB at most, mapped, in {self.folder}")
                 return Mapped(file, lengths, channels)
-            if channels == 3 and JPEG_SHARE * whole <= room:
-                self.left -= JPEG_SHARE * whole
-                say(f"cache of {name}: about {math.ceil(JPEG_SHARE * whole / 1e6):,} MB of JPEGs in {self.folder}")
+            if channels == 3 and as_jpegs <= room:
+                self.left -= as_jpegs
+                say(f"cache of {name}: about {math.ceil(as_jpegs / 1e6):,} MB of JPEGs in {self.folder}")
                 return Jpegs(self.folder, keys)
         except OSError as error:
-            warn(f"--cache {self.folder}: {error.strerror}; {name} is read anew every time")
+            warn(f"--cache {self.folder}: {error.strerror}; {name} is read from its files every time")
             return None
-        say(f"cache of {name}: none, {math.ceil(whole / 1e6):,} MB do not fit; read anew every time")
+        say(f"cache of {name}: none, {math.ceil(total / 1e6):,} MB do not fit; its files are read every time")
         return None
 
 
 def open_cache(options, folder: Path) -> Cache:
     """The cache of a training in `folder`, as its options say; that of a dry run writes nothing."""
     place = None if options.dry_run else Path(options.cache or folder / "cache")
-    return Cache(place, 0 if options.cache == "off" else 1e9 * options.cache_limit)
+    return Cache(place, 0 if options.cache == "off" else LIMIT)
 
 
 def shape_of(path: Path, size: str) -> tuple[int, int]:
-    """Height and width once resized, but for a turn by EXIF, which changes no product; (0, 0) for what is no image."""
+    """Height and width after resizing; (0, 0) if the file is no image. EXIF rotation is ignored here: it swaps height
+    and width, and only their product is used."""
     try:
         with Image.open(path) as image:
             return target_size(image.height, image.width, size)
-    # Pillow answers damaged files with exceptions of any kind; whoever draws it says so
+    # Pillow raises exceptions of any kind for damaged files; reading the image will report it
     except Exception:
         return 0, 0
 
 
 def key(path: Path, size: str, salt: str) -> str:
-    """16 hex digits of a file's place, length and time, and of what is made of it."""
+    """16 hex digits that change with a file's path, length or time, and with what is made of it."""
     try:
         state = os.stat(path)
         state = state.st_size, state.st_mtime_ns
     except OSError:
         state = None
-    text = f"{os.path.abspath(path)}\0{state}\0{size}\0{salt}"
+    return digest(f"{os.path.abspath(path)}\0{state}\0{size}\0{salt}")
+
+
+def digest(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 class Mapped:
-    """`mapped(i, make)`: the array of number i, H×W or H×W×channels of uint8, from a file that is mapped into memory;
-    `make()`, and kept, where it is not there.
+    """Arrays in one memory-mapped file. `mapped(i, make)` returns number i, H×W or H×W×channels of uint8; if the file
+    does not hold it yet, `make()` makes it and it is kept.
 
-    Written by whichever process needs it first. A checksum over shape and content decides whether it is there: neither
-    a kill amid writing nor two that write the same at once can leave a wrong one.
+    Any process may write it. A checksum over shape and content says whether an array is there, so neither a killed
+    process nor two that write the same array at once can leave a wrong one.
     """
 
     def __init__(self, file: Path, lengths: Sequence[int], channels: int):
         self.file, self.lengths, self.channels = file, lengths, channels
         self.starts = np.cumsum([0, *(HEAD + length for length in lengths)])
         self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        os.truncate(self.descriptor, max(1, int(self.starts[-1])))  # sparse: grows as it fills
-        self.map = np.memmap(file, np.uint8, "r+")  # what torch takes without a word; nobody writes to it
+        os.truncate(self.descriptor, max(1, int(self.starts[-1])))  # sparse: it grows as arrays are written
+        self.map = np.memmap(file, np.uint8, "r+")  # writable, or torch would warn; nobody writes to it
         self.known = np.zeros(len(lengths), bool)
 
     def __call__(self, i: int, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -117,25 +121,22 @@ class Mapped:
         if length and height * width * self.channels == length:
             if self.known[i] or zlib.crc32(slot[4:]) == checksum:
                 self.known[i] = True
-                return self._shaped(slot[HEAD:], height, width)
+                return slot[HEAD:].reshape((height, width, self.channels) if self.channels > 1 else (height, width))
         array = make()
         if length and array.size == length:
             content = b"".join(n.to_bytes(4, "little") for n in array.shape[:2]) + array.tobytes()
             try:
-                # not through the map: a full disk is then an error and no signal that kills
+                # not through the map, where a full disk would kill the process by a signal
                 os.pwrite(self.descriptor, content, start + 4)
                 os.pwrite(self.descriptor, zlib.crc32(content).to_bytes(4, "little"), start)
             except OSError as error:
-                warn(f"{self.file}: {error.strerror}; what is not there is read anew every time")
+                warn(f"{self.file}: {error.strerror}; what it does not hold is read every time")
                 self.lengths = [0 if not known else n for n, known in zip(self.lengths, self.known, strict=True)]
         return array
 
-    def _shaped(self, content: np.ndarray, height: int, width: int) -> np.ndarray:
-        return content.reshape(height, width, self.channels) if self.channels > 1 else content.reshape(height, width)
-
 
 class Jpegs:
-    """The same, each image in a JPEG file: a little is lost, and what comes back is always what was kept."""
+    """Images in a JPEG file each, used like `Mapped`. JPEG loses a little; the first read loses it too."""
 
     def __init__(self, folder: Path, keys: Sequence[str]):
         self.files = [folder / f"{key}.jpg" for key in keys]
@@ -143,7 +144,7 @@ class Jpegs:
     def __call__(self, i: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         try:
             return decoded(self.files[i].read_bytes())
-        # not there, or whatever is made of a damaged file
+        # OSError: not there; RuntimeError: damaged
         except (OSError, RuntimeError):
             content = io.BytesIO()
             Image.fromarray(make()).save(content, "JPEG", quality=95, subsampling=0)
@@ -155,5 +156,5 @@ class Jpegs:
 
 
 def decoded(content: bytes) -> np.ndarray:
-    """A JPEG file → H×W×3; as Pillow, bit for bit, in 0.7 times the time."""
+    """A JPEG file → H×W×3; as Pillow decodes it, bit for bit, in 0.7 times the time."""
     return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)).permute(1, 2, 0).numpy()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from rich.table import Table
 
-from daynight.config import FREE
+from daynight.config import TrainingOptions, free
 from daynight.data.images import Images
 from daynight.data.labels import read_label
 from daynight.data.sets import ImageSet
@@ -80,8 +80,8 @@ def same_but_seed(names: list[str]) -> list[list[str]]:
         path = Path(name) / "options.json"
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
-            free = FREE | {"seed"}
-            options = {key: value for key, value in content["options"].items() if key.replace("-", "_") not in free}
+            others = free(TrainingOptions) | {"seed"}
+            options = {key: value for key, value in content["options"].items() if key.replace("-", "_") not in others}
             groups.setdefault(json.dumps([options, content["data"]], sort_keys=True), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -13,7 +13,7 @@ import torch
 from daynight.config import EvalOptions, factors
 from daynight.data.images import Images, Writer
 from daynight.data.labels import CITYSCAPES, IGNORE, Classes, read_label
-from daynight.data.sets import ImageSet, describe, load
+from daynight.data.sets import ImageSet, announce, describe, load
 from daynight.data.transforms import resize_label
 from daynight.evaluation.metrics import confusion_matrix, counts
 from daynight.evaluation.results import Result, fingerprint, summarise, table, write_page
@@ -78,15 +78,8 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator
     """The data sets, and an iterator over the result of each run on each set, which scores as it goes. Every problem
     that can be known before scoring is reported first."""
     names = names_of(options)
-    if not names and (options.size or options.flip or options.scales != "1"):
-        raise InputError("--size, --scales and --flip are for --model; --predictions are scored as they are")
-    if not options.predictions and (options.ids or options.resize):
-        raise InputError("--ids and --resize are for --predictions")
     sets = [load_set(name, options, labelled=True) for name in dict.fromkeys(options.dataset)]
-    for image_set in sets:
-        say(str(image_set))
-        for note in image_set.notes:
-            say(f"  {note}")
+    announce(sets)
     runs = [by_model(name, options, accelerator) for name in dict.fromkeys(names)]
     runs += [by_folder(name, options.ids, options.resize, sets) for name in dict.fromkeys(options.predictions)]
     class_maps = [[class_map(run, image_set, options.class_map) for image_set in sets] for run in runs]

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
-from daynight.config import FREE, SegTrainOptions, TranslateTrainOptions, default_of
+from daynight.config import SegTrainOptions, TranslateTrainOptions, default_of, free
 from daynight.models.hub import identity
 from daynight.system.console import number
 from daynight.system.files import read_json, replace
@@ -69,7 +69,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
         "## Data",
         *listed(record.get("sets", {})),
         "## Training",
-        f"```sh\n{command or '#'}{words(options, FREE)}\n```",
+        f"```sh\n{command or '#'}{words(options)}\n```",
         f"Seed {options.seed}; {', '.join(f'{name} {value}' for name, value in record['versions'].items() if value)}.",
         *metrics(run / "metrics.jsonl", step),
         *([f"## Results\n\n{BEGIN}\n{END}"] if task == "image-segmentation" else []),
@@ -96,12 +96,12 @@ def listed(sets: dict[str, list[str]]) -> list[str]:
     return ["\n".join(lines) or "Not recorded."]
 
 
-def words(options, free: set[str]) -> str:
+def words(options) -> str:
     """The options that are not the defaults, as typed."""
     result = ""
     for f in fields(options):
         value = getattr(options, f.name)
-        if f.name in free or value == default_of(f):
+        if f.name in free(type(options)) or value == default_of(f):
             continue
         for one in value if isinstance(value, list) else [value]:
             result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")

@@ -1,21 +1,22 @@
-"""What a person sees: lines, tables, and progress with rate and time left. Plain lines where there is no terminal."""
+"""What a person sees: lines, tables, and progress with rate and time left. Without a terminal all are plain lines."""
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+# no markup: names of classes, files and options may hold square brackets
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def say(text: str) -> None:
-    """One line on standard output (of the first process only: see `Run`)."""
-    console.print(text, markup=False)
+    """One line on standard output. Only the first process prints: `make_accelerator` makes the others quiet."""
+    console.print(text)
 
 
 def warn(text: str) -> None:
@@ -25,12 +26,12 @@ def warn(text: str) -> None:
 
 
 def number(value: float | None, form: str = ".1f") -> str:
-    """As in tables; "–" for what is not known."""
+    """A number as text; "–" if it is not known."""
     return "–" if value is None else f"{value:{form}}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: "45 s", "12 min", "3 h 20 min", "9 d 4 h"."""
+    """Seconds in the words of a person: "45 s", "12 min", "3 h 20 min", "9 d 4 h"."""
     seconds = round(seconds)
     for unit, size, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
         if seconds >= size:
@@ -38,12 +39,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds} s"
 
 
-class Meter:
+class Meter(Progress):
     """Shows how far a loop has come, how fast it goes, when it ends and what it waits for.
 
-    On a terminal a live view, else a line after 5 items and 20, so that one soon knows, and whenever `due(items done)`.
-    `cost(i)` is what item i costs, in any unit: where later items are dearer, the time left says so from the start.
-    `memory()` says how much is taken, in words.
+    On a terminal this is a live view. Elsewhere it prints a line after 5 items, after 20, and whenever
+    `due(items done)`. `cost(i)` is what item i costs, in any unit, so that the time left is right from the start if
+    later items cost more. `memory()` says in words how much memory is taken.
     """
 
     def __init__(
@@ -60,95 +61,69 @@ class Meter:
         self.left = sum(cost(i) for i in range(first, total))
         self.started = self.since = time.monotonic()
         self.waited, self.images = 0.0, 0
-        self.values: dict[str, float] = {}
-        self.last: dict[str, float] = {}
-        self.smoothed: dict[str, tuple[float, int]] = {}
-        live = console.is_terminal and not console.quiet
-        self.live = Live(get_renderable=self.view, console=console, transient=True) if live else None
-
-    def __enter__(self):
-        if self.live:
-            self.live.start()
-        return self
+        self.values: dict[str, float] = {}  # what `show` was given last
+        self.seen: dict[str, tuple[float, float, int]] = {}  # all it was given: smoothed, last, number of times
+        count = TextColumn("{task.completed:,}/{task.total:,} {task.description}, {task.percentage:.0f}%", markup=False)
+        is_live = console.is_interactive and not console.quiet
+        settings = {"console": console, "transient": True, "expand": True, "refresh_per_second": 4}
+        super().__init__(BarColumn(None), count, disable=not is_live, **settings)
+        self.bar = self.add_task(unit, total=total, completed=first)
 
     def __exit__(self, *exception):
-        if self.live:
-            self.live.stop()
+        super().__exit__(*exception)
         if self.done > self.first and exception[0] is None:
             say(f"{self.done - self.first:,} {self.unit} in {duration(time.monotonic() - self.started)}")
 
     def waiting(self, seconds: float, images: int) -> None:
-        """The data of an item, so many images, took so long to come."""
+        """Count the seconds that the data of an item, so many images, took to come."""
         self.waited, self.images = self.waited + seconds, self.images + images
 
     def show(self, values: dict[str, float]) -> None:
-        """What to show beside: named values; the live view also smooths them, over some ten such calls."""
+        """Show named values. The live view also smooths each over about ten calls."""
+        seen = dict(self.seen)
         for name, value in values.items():
-            before, count = self.smoothed.get(name, (0.0, 0))
-            self.smoothed[name] = before + (value - before) / min(10, count + 1), count + 1
-        # new dicts: the live view reads them in a thread of its own
-        self.values, self.last = values, self.last | values
+            smoothed, _, count = seen.get(name, (0.0, 0.0, 0))
+            seen[name] = smoothed + (value - smoothed) / min(10, count + 1), value, count + 1
+        # a new dict: the live view reads it in a thread of its own
+        self.values, self.seen = values, seen
 
     def advance(self) -> None:
-        """Count an item as done. The first is timed apart: it warms caches up and says little of the rest."""
+        """Count an item as done. The first is timed apart: it warms caches up and says little about the others."""
         self.left -= self.cost(self.done)
         if self.done == self.first:
             self.since, self.waited, self.images = time.monotonic(), 0.0, 0
         else:
             self.spent += self.cost(self.done)
         self.done += 1
+        self.update(self.bar, completed=self.done)
         soon = self.done - self.first in (5, 20)
-        if not self.live and (soon or self.due(self.done) or self.done == self.total):
+        if self.disable and (soon or self.due(self.done) or self.done == self.total):
             values = [f"{name} {value:.3g}" for name, value in self.values.items()]
             say("  ".join([f"{self.done:,}/{self.total:,} {self.unit}", self.status(), *values]))
 
-    def status(self) -> str:
-        """Speed and what is waited for, in one line."""
-        return ", ".join(filter(None, [self.speed(), self.waits()]))
-
-    def speed(self) -> str:
-        """ "2.31 steps/s, 18.5 images/s, 5 h 52 min left, 3.2 GiB of memory"."""
+    def status(self, separator: str = ", ") -> str:
+        """ "2.31 steps/s, 18.5 images/s, 5 h 52 min left, 3.2 GiB of memory, waits 4 % for data, 96 % for compute"; the
+        last two after `separator`, and only if `waiting` was called."""
         if self.done == self.first:
             return "starting"
-        elapsed = self._elapsed()
-        rate, images = max(1, self.done - self.first - 1) / elapsed, self.images / elapsed
+        elapsed = max(1e-9, time.monotonic() - (self.since if self.spent else self.started))
+        rate = max(1, self.done - self.first - 1) / elapsed
         parts = [f"{rate:.3g} {self.unit}/s" if rate >= 1 else f"{1 / rate:.3g} s per {self.unit[:-1]}"]
-        parts += [f"{images:.3g} images/s"] * bool(self.images)
+        parts += [f"{self.images / elapsed:.3g} images/s"] * bool(self.images)
         parts.append(f"{duration(self.left * elapsed / (self.spent or self.cost(self.first)))} left")
-        return ", ".join(filter(None, [*parts, self.memory()]))
+        data = round(100 * min(1.0, self.waited / elapsed))
+        waits = f"waits {data} % for data, {100 - data} % for compute" * bool(self.images)
+        return separator.join(filter(None, [", ".join(filter(None, [*parts, self.memory()])), waits]))
 
-    def waits(self) -> str:
-        """ "waits 4 % for data, 96 % for compute", where it was told of data."""
-        if not self.images or self.done == self.first:
-            return ""
-        data = round(100 * min(1.0, self.waited / self._elapsed()))
-        return f"waits {data} % for data, {100 - data} % for compute"
-
-    def _elapsed(self) -> float:
-        """Seconds since the first item, or of it where there is no other yet."""
-        return max(1e-9, time.monotonic() - (self.since if self.spent else self.started))
-
-    def view(self) -> Group:
-        """A bar, the rate, and a table of the values, in two groups where there is the width."""
-        count = f"{self.done:,}/{self.total:,} {self.unit}, {self.done / max(1, self.total):.0%}"
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True)
-        bar.add_row(ProgressBar(self.total, self.done), count)
-        parts = [bar, Text(self.speed()), *[Text(self.waits())] * bool(self.waits())]
-        if last := self.last:
-            groups = 2 if console.width >= 100 and len(last) > 4 else 1
-            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-            for _ in range(groups):
-                table.add_column("")
-                table.add_column("smoothed", justify="right")
-                table.add_column("last", justify="right")
-            cells = [(name, f"{self.smoothed[name][0]:.4g}", f"{x:.4g}") for name, x in last.items()]
-            rows = -(-len(cells) // groups)
-            for i in range(rows):
-                table.add_row(*(text for row in cells[i::rows] for text in row))
-            parts.append(table)
-        return Group(*parts)
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The live view: a bar, what `status` says, and the values in as many columns as fit."""
+        yield from super().get_renderables()
+        yield Text(self.status("\n"))
+        if self.seen:
+            wide = max(map(len, self.seen))
+            yield Text(f"{'':{wide}}   smoothed       last", "dim")
+            rows = [f"{name:{wide}} {smoothed:>10.4g} {last:>10.4g}" for name, (smoothed, last, _) in self.seen.items()]
+            yield Columns(map(Text, rows), padding=(0, 4), column_first=True)
 
 
 def counted(items: Iterable, total: int, unit: str) -> Iterator:
@@ -161,6 +136,6 @@ def counted(items: Iterable, total: int, unit: str) -> Iterator:
 
 
 def show(table: Table) -> None:
-    """A table; where no terminal bounds it, as in a file, as wide as it needs to be."""
-    paper = console if console.is_terminal else Console(width=1000, quiet=console.quiet)
+    """Print a table. In a file, where no terminal bounds it, it is as wide as it needs to be."""
+    paper = console if console.is_terminal else Console(width=1000, quiet=console.quiet, markup=False)
     paper.print(table)

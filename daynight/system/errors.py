@@ -1,17 +1,17 @@
-"""The two ways a command ends badly; the command line prints either as one line."""
+"""The two ways in which a command fails. The command line prints either as one line."""
 
 
 class InputError(Exception):
-    """Something that was given is wrong: the message names the file or option and what would be right. Exit 2."""
+    """An option or a file is wrong. The message names it and says what would be right. Exit status 2."""
 
     exit_code = 2
 
 
 class Unreadable(InputError):
-    """A file that cannot be decoded: what `--skip-unreadable` goes on without."""
+    """A file cannot be decoded. `--skip-unreadable` goes on without it."""
 
 
 class RunError(Exception):
-    """A run that had begun could not go on: the message names the cause and what is left. Exit 1."""
+    """A run that had begun cannot go on. The message names the cause and what is left. Exit status 1."""
 
     exit_code = 1

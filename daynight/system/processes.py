@@ -1,4 +1,4 @@
-"""What the processes of one command tell each other, apart from tensors, which are Accelerate's."""
+"""The processes of one command: how they start, and what they tell each other. Tensors go through Accelerate."""
 
 import functools
 import os
@@ -15,12 +15,12 @@ from daynight.system.errors import InputError, RunError
 
 @functools.cache
 def _hosts() -> torch.distributed.ProcessGroup:
-    # over the CPUs: waits for no GPU, but for the slowest process however long, and fails at once where one is gone
+    # over the CPUs: waits for the slowest process however long, but for no GPU, and fails at once if a process ended
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
 def gathered(value) -> list:
-    """Every process's `value`, by rank, on every process. Raises `RunError` where one of them has ended."""
+    """The `value` of every process, in order of rank. Raises `RunError` if one of them has ended."""
     if not torch.distributed.is_initialized():
         return [value]
     values = [None] * torch.distributed.get_world_size()
@@ -33,7 +33,7 @@ def gathered(value) -> list:
 
 @contextmanager
 def together():
-    """Where a process raises `InputError` in this block, all of them end, and the first that did says why."""
+    """If a process raises `InputError` in this block, all processes end, and the first that raised it says why."""
     refused = None
     try:
         yield
@@ -47,7 +47,7 @@ def together():
 
 
 def share_out(items: Sequence, missing: Callable) -> tuple[list, int]:
-    """This process's share of the items that are `missing`, and how many are in all: evenly, each item once."""
+    """This process's even share of the items for which `missing(item)`, and how many of them there are in all."""
     rank, world = _rank(), len(gathered(None))
     found = gathered([item for item in items[rank::world] if missing(item)])
     missing_items = sorted(item for part in found for item in part)
@@ -55,7 +55,7 @@ def share_out(items: Sequence, missing: Callable) -> tuple[list, int]:
 
 
 def leave() -> None:
-    """Part from the other processes; one that is still connected when Python ends may abort (1 in 20 did)."""
+    """Disconnect from the other processes: one that is still connected when Python ends may abort (1 in 20 did)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -65,15 +65,15 @@ def _rank() -> int:
 
 
 def make_accelerator(precision: str, **settings) -> Accelerator:
-    """Accelerate's device, processes and precision; "auto" is the launcher's word, else bf16 on a GPU that has it."""
+    """Start Accelerate: device, processes, precision ("auto": the launcher's, else bf16 on a GPU that has it)."""
     gpu = torch.accelerator.is_available()
     if precision == "auto":
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or ("bf16" if bf16 else "no")
-    # torchrun without a GPU: Accelerate would start every process as the only one
+    # without a GPU, Accelerate would take each of torchrun's processes for the only one
     accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu, **settings)
     console.quiet = not accelerator.is_main_process
-    processes = len(gathered(None))  # connects them: from here on one that ends does not leave the others waiting
+    processes = len(gathered(None))  # connects them: from now on, if one ends, the others do not wait for it
     if processes > 1:
         say(f"{processes} processes")
     return accelerator

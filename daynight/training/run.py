@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import set_seed
 
 from daynight import __version__
-from daynight.config import FREE
+from daynight.config import free
 from daynight.system.console import Meter, say
 from daynight.system.errors import InputError
 from daynight.system.files import Lock, is_free, write_json
@@ -225,7 +225,7 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
     for name, value in given.items():
         # a run of an earlier version had what is now the default of a new option
         had = former.get(name, getattr(type(options), name, None))
-        if name not in FREE and had != value:
+        if name not in free(type(options)) and had != value:
             raise InputError(
                 f"--{name.replace('_', '-')} {value}: the run in {folder} has {had}; give that, or another --out"
             )

@@ -6,21 +6,22 @@ python cycada.py --judge runs/baseline --day … --night … --out runs/cycada
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from daynight import cli, losses, translation
-from daynight.config import MODEL, TranslateTrainOptions, option
+from daynight.config import Model, TranslateTrainOptions
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.hub import load_model
 
 
 @dataclass(kw_only=True)
 class Options(TranslateTrainOptions):
-    judge: Annotated[str, option("--judge", MODEL, "A run of seg-train on day images alone.")]
+    """Train a translator with the semantic loss of CyCADA in the place of Eq. 10."""
+
+    judge: str = Model(..., "A run of seg-train on day images alone.")
 
 
 class Judge(nn.Module):
@@ -52,5 +53,5 @@ def train(options: Options) -> None:
 
 if __name__ == "__main__":
     sys.argv.insert(1, "cycada")
-    cli.add("cycada", Options, "__main__:train", __doc__.splitlines()[0])
+    cli.add("cycada", Options, "__main__:train")
     cli.main()

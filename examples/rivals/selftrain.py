@@ -14,12 +14,12 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 
 from daynight import cli, losses
-from daynight.config import OPTIMISATION, SegTrainOptions, numbers, option
+from daynight.config import Optimisation, SegTrainOptions, numbers
 from daynight.data.sampling import batches, generator
 from daynight.data.sets import load
 from daynight.data.translated import Draw
@@ -35,7 +35,9 @@ METHODS = Literal["threshold", "balanced", "mixup"]
 
 @dataclass(kw_only=True)
 class Options(SegTrainOptions):
-    method: Annotated[METHODS, option("--method", OPTIMISATION, "Which rival.")]
+    """Train a rival of Eq. 15 from the paper's related work."""
+
+    method: METHODS = Optimisation(..., "Which rival.")
 
 
 class Bounds:
@@ -118,5 +120,5 @@ def train(options: Options) -> None:
 
 if __name__ == "__main__":
     sys.argv.insert(1, "selftrain")
-    cli.add("selftrain", Options, "__main__:train", __doc__.splitlines()[0])
+    cli.add("selftrain", Options, "__main__:train")
     cli.main()

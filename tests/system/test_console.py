@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from daynight.config import SegTrainOptions
 from daynight.system import console
@@ -90,6 +91,27 @@ def test_a_terminal_gets_a_view_that_fits_it(width, clock, monkeypatch):
     for name, value in values.items():
         assert any(re.search(rf"{name} +{value:.4g} +{value:.4g}", line) for line in lines), name
     assert not [line for line in lines if line.startswith("12/50,000")]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_are_never_read_as_markup(terminal, clock, monkeypatch, capsys):
+    """A class or a folder may be called [/road] or [red]; read as markup, the first would end the command."""
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setattr(console.console, "is_interactive", True)
+    with Meter(2, 0, "[/steps]", lambda done: True) as meter:
+        meter.show({"[/road]": 1.0, "[red]sky": float("nan")})
+        meter.advance()
+        meter.refresh()
+    console.say("[/said]")
+    table = Table(title="[/title]")
+    table.add_column("[/column]")
+    table.add_row("[/cell]")
+    console.show(table)
+    out = capsys.readouterr().out
+    for name in ("[/steps]", "[/road]", "[red]sky", "[/said]", "[/title]", "[/column]", "[/cell]"):
+        assert name in out, name
+    assert ("\x1b" in out) == terminal
 
 
 def test_other_loops_say_early_how_long_they_will_take(clock, monkeypatch):
