@@ -149,7 +149,9 @@ def by_model(name: str, options: EvalOptions, accelerator) -> Scored:
             yield numbers[i], labels
         model.cpu()
 
-    return Scored(name, classes_of(model), {"size": size, "scales": list(scales), "flip": options.flip}, predict)
+    return Scored(
+        name, Classes(*classes_of(model)), {"size": size, "scales": list(scales), "flip": options.flip}, predict
+    )
 
 
 def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from daynight.config import PredictOptions, factors
 from daynight.data.images import Images, Writer, is_whole
-from daynight.data.labels import CITYSCAPES, to_label_ids
+from daynight.data.labels import CITYSCAPES, Classes, to_label_ids
 from daynight.data.layouts.tree import locate, resolve
 from daynight.data.sets import image_files
 from daynight.inference.tiles import reading_threads, segment
@@ -34,7 +34,7 @@ def predict(options: PredictOptions) -> None:
     check_apart(root, out)
     paths = image_files(given)
     model = load_model(options.model, "teacher", "--model", DeepLabV2).to(accelerator.device)
-    classes = classes_of(model)
+    classes = Classes(*classes_of(model))
     if options.ids == "labelIds" and classes != CITYSCAPES:
         raise InputError("--ids labelIds: the model's classes are not those of Cityscapes; leave it out")
     size, scales = options.size or model.config["size"], factors(options.scales)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -154,7 +155,8 @@ GATED, SECRET = "someone/gated", "hf_secret"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the Hub answers to HEAD and GET of /<repository>/resolve/<revision>/<file>."""
+    """What the Hub answers to HEAD and GET of /<repository>/resolve/<revision>/<file>, /api/models/<repository>, its
+    /revision/<revision> and its /tree/<commit>. The latter three are open for gated repositories too."""
 
     def do_HEAD(self):
         with contextlib.suppress(BrokenPipeError):
@@ -164,21 +166,30 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self):
         self.server.asked.append(f"{self.command} {self.path}")
-        repository, _, rest = self.path.strip("/").partition("/resolve/")
-        revision, _, name = rest.partition("/")
+        parts = self.path.partition("?")[0].strip("/").removeprefix("api/models/").split("/")
+        repository, kind = "/".join(parts[:2]), (*parts, "")[2]
+        revision, name = (*parts[3:4], "main")[0], "/".join(parts[4:])
         found = self.server.repositories.get(repository)
-        if repository == GATED and self.headers.get("authorization") != f"Bearer {SECRET}":
+        if repository == GATED and kind == "resolve" and self.headers.get("authorization") != f"Bearer {SECRET}":
             return self.refuse(401, "GatedRepo")
         if found is None:
             return self.refuse(404, "RepoNotFound")
         folder, commits = found
         if revision not in commits and revision not in commits.values():
             return self.refuse(404, "RevisionNotFound")
-        path = folder / name
         commit = commits.get(revision, revision)
-        if not path.is_file():
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        if kind == "tree":
+            listed = [{"type": "file", "path": f, "oid": "0", "size": p.stat().st_size} for f, p in files.items()]
+            return self.send(json.dumps(listed).encode(), commit)
+        if kind != "resolve":
+            names = [{"rfilename": file} for file in files]
+            return self.send(json.dumps({"id": repository, "sha": commit, "siblings": names}).encode(), commit)
+        if name not in files:
             return self.refuse(404, "EntryNotFound", commit)
-        content = path.read_bytes()
+        self.send(files[name].read_bytes(), commit)
+
+    def send(self, content, commit):
         self.send_response(200)
         for key, value in {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
@@ -206,6 +217,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(home, tmp_path, monkeypatch):
     """A server that has someone/model, someone/run (its parts in subfolders) and someone/gated."""
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/README.md").write_text("no model here")
     commits = {"main": "a" * 40, "v1": "b" * 40}
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.asked, server.repositories = [], {
@@ -250,7 +262,7 @@ def test_in_a_process_of_its_own(home, hub, tmp_path):
     result = shell(sys.executable, "-m", "daynight", *words, cwd=home, **environment)
     assert result.stderr == "" and "added to" not in result.stdout
     (entry,) = json.loads((tmp_path / "found.json").read_text())
-    assert entry["model"] == "someone/model" and any("/resolve/main/config.json" in line for line in hub.asked)
+    assert entry["model"] == "someone/model" and any("/api/models/someone/model" in line for line in hub.asked)
 
 
 def test_revisions_and_parts(home, hub, tmp_path):
@@ -289,7 +301,9 @@ def test_with_a_token_a_gated_model_is_had(home, hub, monkeypatch):
 
 def test_a_hub_out_of_reach_is_said_in_a_line(home, tmp_path, monkeypatch):
     at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    started = time.monotonic()
     assert "cannot be reached" in daynight("eval --dataset own --model someone/model", home).line
+    assert time.monotonic() - started < 5
     with pytest.raises(InputError, match="load_generator: someone/model.*cannot be reached"):
         package.load_generator("someone/model")
 
