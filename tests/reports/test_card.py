@@ -23,9 +23,10 @@ from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
 from test_scoring import draw_model, pixels
 
 import daynight as package
+from daynight.config import SegTrainOptions
 from daynight.models.generator import Generator
 from daynight.models.hub import identity, save_model
-from daynight.reports.card import add_results
+from daynight.reports.card import BEGIN, END, add_results, write_card
 from daynight.system.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -117,6 +118,36 @@ def test_results_land_in_the_card(home, run):
     assert path.read_text() == before
 
 
+@pytest.mark.parametrize("name", ["a: [1]|\n---\n# b", "null", "夜 'x' \"y\" {z}", "1.0", BEGIN])
+def test_odd_names_of_data_do_not_break_the_card(name, home, run):
+    line = f"eval --model {run} --dataset own --json {run.parent}/results.json"
+    assert daynight(line, home).code == 0
+    (entry,) = json.loads((run.parent / "results.json").read_text())
+    path, weights = run / "teacher/README.md", identity(run / "teacher")
+    before = ModelCard.load(path)
+    for miou in (12.5, None, 25.0):  # the last replaces the first; where nothing was labelled there is no mIoU
+        odd = entry | {"dataset": f"data/{name}", "split": None, "miou": miou, "miou_interval": None}
+        assert add_results(run / "teacher", weights, [odd])
+    card = ModelCard.load(path)
+    assert len(card.data.eval_results) == 4 and before.data.eval_results == card.data.eval_results[:2]
+    assert (card.data.eval_results[2].dataset_name, card.data.eval_results[2].metric_value) == (name, 25.0)
+    ours, others = card.text.split(END)[0].splitlines(), before.text.splitlines()
+    assert set(others) <= set(card.text.splitlines()) and len(card.text.splitlines()) == len(others) + 1
+    assert "| 25.0 | – |" in ours[-1] and ours[-1].replace("\\|", "").count("|") == 8
+
+
+def test_names_of_classes_do_not_break_the_card(home, tmp_path):
+    names = [("a\n---\n# b", (1, 2, 3)), ('x: y|"z', (4, 5, 6)), ("c", (7, 8, 9))]
+    model = tmp_path / "seg/teacher"
+    draw_model(model, names, 0)
+    shutil.copy(home / "runs/seg/options.json", tmp_path / "seg")
+    options = SegTrainOptions(steps=4)
+    write_card(model, identity(model), tmp_path / "seg", options, set(), 4)
+    card = ModelCard.load(model / "README.md")
+    assert card.data.pipeline_tag == "image-segmentation" and "\n# b" not in card.text
+    assert "0 a --- # b, 1 x: y" in card.text and add_results(model, identity(model), [])
+
+
 def test_a_card_of_other_weights_takes_no_results(home, run):
     """A training that went on meanwhile; and a run that goes on writes a card without the old results."""
     assert daynight(f"eval --model {run} --dataset own", home).code == 0
@@ -137,7 +168,14 @@ def test_what_has_no_card_or_is_not_ours_is_left_alone(home, run, tmp_path):
     path = run / "teacher/README.md"
     written = path.read_text()
     own_index = ("license:", "model-index:\n- name: mine\nlicense:")
-    for text in ("# My model\n", written.replace("end of results", "x"), written.replace(*own_index)):
+    weights = identity(run / "teacher")
+    for text in (
+        "# My model\n",
+        f"`{weights}`\n{BEGIN}\n{END}\n",
+        written.replace("end of results", "x"),
+        written.replace(*own_index),
+        written.replace("license:", "license: ["),
+    ):
         path.write_text(text)
         result = daynight(f"eval --model {run} --dataset own", home)
         assert (result.code, result.err) == (0, "") and "added to" not in result.out and path.read_text() == text
