@@ -147,7 +147,7 @@ class PlainTranslator:
 
     def activations(self, images):
         network, last = self.features, int(self.features.layers[0].split(".")[1])
-        x = (images * 0.5 + 0.5 - network.mean) / network.std
+        x = network.normalise(images)
         for layer in network.network.features[: last + 1]:
             x = layer.forward(x)  # without the hooks of ours
         return x
@@ -303,7 +303,7 @@ class PlainSegmentation(Segmentation):
     ours = False
 
     def predict(self, model, images, dropout=()):
-        features = model.backbone((images * 0.5 + 0.5 - model.mean) / model.std)
+        features = model.backbone(model.normalise(images))
         features = features[-1] if isinstance(features, list) else features
         logits = model.head.classify(model.head.dilated(features), dropout)
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)

@@ -19,6 +19,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from daynight.config import is_size, pair
+from daynight.data.labels import Classes
 from daynight.data.transforms import resize_image, target_size, to_image, to_tensor
 from daynight.inference.tiles import tiled
 from daynight.models.deeplab import DeepLabV2
@@ -64,7 +65,7 @@ def translator(model: str, reverse: bool, whole: bool, size: str | None, acceler
 
 def labeller(model: str, size: str | None, accelerator) -> Work:
     teacher = load_model(model, "teacher", "--model", DeepLabV2).to(accelerator.device)
-    size, classes = size or teacher.config["size"], classes_of(teacher)
+    size, classes = size or teacher.config["size"], Classes(*classes_of(teacher))
 
     @torch.inference_mode()
     def work(images):

@@ -14,7 +14,7 @@ from test_cli import COMMANDS, FUNCTIONS, REQUIRED, clean, daynight, parameters 
 
 from daynight import cli
 from daynight.config import is_size, pair
-from daynight.data.labels import colorize, read_classes
+from daynight.data.labels import Classes, colorize, read_classes
 from daynight.data.transforms import target_size
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
@@ -184,7 +184,7 @@ def check_loads_or_not(kind, folder):
         crop = model.config.get("crop")
         assert crop is None or min(pair(crop)) > 0
         if kind is DeepLabV2:
-            colorize(np.zeros((1, 1), np.uint8), classes_of(model))
+            colorize(np.zeros((1, 1), np.uint8), Classes(*classes_of(model)))
             " ".join(model.config["names"]).encode()
 
 

@@ -1,4 +1,4 @@
-"""`demo`: the whole method in minutes, on drawn street scenes, through the functions behind the commands."""
+"""`demo`: the complete method in minutes, on drawn street scenes. It calls the functions behind the commands."""
 
 import time
 from pathlib import Path
@@ -22,7 +22,7 @@ from daynight.system.files import write_json
 from daynight.system.processes import gathered, make_accelerator
 
 ROWS = {"baseline": {"train_on": "day"}, "cyclegan+fl+day": {"train_on": "both"}, "ssl": {"ssl": True}}
-# far smaller than the paper's, for a few minutes on a CPU; no pretrained weights, so that nothing is downloaded
+# much smaller than in the paper, for a few minutes on a CPU; random weights, so that nothing is downloaded
 TRANSLATOR = {
     "steps": 800, "width": 16, "blocks": 2, "gan": "lsgan", "lr": 3e-4, "lr_drop": 0.6, "ema_decay": 0.98,
     "feature_network": "vgg11", "feature_layer": ["features.7"], "feature_weights": "random",
@@ -34,7 +34,7 @@ SEGMENTATION = {
 
 
 def demo(options: DemoOptions) -> None:
-    """Draw day and night streets, train every part small, score it; writes `results.json` and `panel.png`."""
+    """Draw day and night streets, train small networks, score them; write `results.json` and `panel.png`."""
     accelerator, started, out = make_accelerator(options.precision), time.monotonic(), Path(options.out)
     data, runs = out / "data", out / "runs"
     evaluation.check_place("--out", options.out, folder=True)
@@ -50,21 +50,17 @@ def demo(options: DemoOptions) -> None:
     translation.train(TranslateTrainOptions(out=str(runs / "day2night"), **TRANSLATOR, **training))
     say("\n2. translate the labelled day images: daynight translate")
     translated = str(data / "streets_night")
-    translator = str(runs / "day2night")
-    translate(TranslateOptions(in_="streets", out=translated, model=translator, **shared))
+    translate(TranslateOptions(in_="streets", out=translated, model=str(runs / "day2night"), **shared))
     for i, (row, settings) in enumerate(ROWS.items(), 3):
         say(f"\n{i}. train a segmentation network: daynight seg-train ({row})")
         settings = settings | ({"translated": translated} if row != "baseline" else {})
         segmentation.train(SegTrainOptions(out=str(runs / row), **settings, **SEGMENTATION, **training))
 
     say("\n6. score them by day and by night: daynight eval")
-    models = [str(runs / row) for row in ROWS]
-    results = evaluation.evaluate(EvalOptions(model=models, dataset=["streets", "streets_dark"], **shared))
-    results = [
-        result | {"row": Path(result["model"]).name, "dataset": "night" if "dark" in result["dataset"] else "day"}
-        for result in results
-    ]
+    models, sets = [str(runs / row) for row in ROWS], {"streets": "day", "streets_dark": "night"}
+    results = evaluation.evaluate(EvalOptions(model=models, dataset=list(sets), **shared))
     if accelerator.is_main_process:
+        results = [x | {"row": Path(x["model"]).name, "dataset": sets[Path(x["dataset"]).name]} for x in results]
         write_json(out / "results.json", results)
         draw_panel(data, runs, out / "panel.png", accelerator)
     say(f"\n{duration(time.monotonic() - started)}, seed {options.seed}. Look at {out / 'panel.png'}.")
@@ -79,17 +75,19 @@ def demo(options: DemoOptions) -> None:
 
 
 def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:
-    """day | translated | night | truth | baseline | ssl, for some scenes that no training has seen."""
-    classes = Classes(*map(tuple, zip(*streets.CLASSES, strict=True)))
-    names = [f"{i:05d}.png" for i in range(4)]
-    nights = Images([data / "streets_dark/images/val" / name for name in names])
+    """day | translated | night | truth | baseline | ssl, for scenes that no training has seen."""
+    classes = Classes(*zip(*streets.CLASSES, strict=True))
+
+    def files(folder: str) -> list[Path]:
+        return [data / folder / f"{i:05d}.png" for i in range(4)]
+
+    nights = Images(files("streets_dark/images/val"))
     columns = {
-        "labelled day": list(Images([data / "streets/images/val" / name for name in names])),
-        "its translation": list(Images([data / "streets_night/images/val" / name for name in names])),
+        "labelled day": list(Images(files("streets/images/val"))),
+        "its translation": list(Images(files("streets_night/images/val"))),
         "real night": list(nights),
-        "truth": [Image.open(data / "streets_dark/labels/val" / name) for name in names],
+        "truth": [label_image(np.asarray(Image.open(path)), classes) for path in files("streets_dark/labels/val")],
     }
-    columns["truth"] = [label_image(np.asarray(label), classes) for label in columns["truth"]]
     for row, caption in (("baseline", "before: day labels alone"), ("ssl", "after: the full method")):
         model = load_model(str(runs / row), "teacher", "--model", DeepLabV2).to(accelerator.device)
         results = segment(model, nights, model.config["size"], None, accelerator)

@@ -1,11 +1,9 @@
-"""Drawn street scenes by day and by night with labels: the data of the demo and the tests, nothing to download.
+"""Drawn street scenes by day and by night, with labels: the data of the demo and of the tests.
 
-A scene is laid out in metres (x to the right of the road's middle, y up, z ahead of the camera), painted
-as numbered shapes, and only then lit: light never enters the layout, so that one layout can be seen by day and by
-night, and the labels are those of the objects whatever shines on them.
+A scene is laid out in metres: x to the right of the road's middle, y up, z ahead of the camera. Its shapes are painted
+as numbers and lit afterwards, so the labels do not depend on the light.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -14,20 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-CLASSES = [
-    ("road", (128, 64, 128)),
-    ("sidewalk", (244, 35, 232)),
-    ("building", (70, 70, 70)),
-    ("fence", (190, 153, 153)),
-    ("pole", (153, 153, 153)),
-    ("traffic light", (250, 170, 30)),
-    ("traffic sign", (220, 220, 0)),
-    ("vegetation", (107, 142, 35)),
-    ("sky", (70, 130, 180)),
-    ("person", (220, 20, 60)),
-    ("car", (0, 0, 142)),
-]
-IGNORE = 255
+from daynight.data.labels import CITYSCAPES, IGNORE
+from daynight.system.files import replace, write_json
+
+_ABSENT = {"wall", "terrain", "rider", "truck", "bus", "train", "motorcycle", "bicycle"}
+CLASSES = [pair for pair in zip(CITYSCAPES.names, CITYSCAPES.colors, strict=True) if pair[0] not in _ABSENT]
 _ID = {name: number for number, (name, _) in enumerate(CLASSES)} | {"ignore": IGNORE}
 
 _WALLS = [(178, 120, 92), (150, 84, 68), (205, 190, 160), (190, 190, 185), (160, 150, 140), (214, 176, 120),
@@ -41,13 +30,12 @@ _SKIN = [(226, 184, 156), (190, 138, 106), (124, 86, 64)]
 _FENCES = [(150, 112, 76), (214, 210, 200), (104, 82, 64), (112, 132, 120)]
 _PAVING = [(176, 170, 162), (156, 154, 156), (188, 168, 150)]
 _METAL = [(128, 132, 134), (110, 114, 118), (84, 92, 88)]
-_DARK, _PALE = (28, 28, 30), (236, 236, 230)
-_SIGNS = [((204, 40, 44), _PALE), ((36, 84, 176), (36, 84, 176)), (_PALE, (36, 84, 176)), ((204, 40, 44),) * 2,
-          (_PALE, (236, 190, 40))]  # fmt: skip
+_DARK, _PALE, _RED, _BLUE, _YELLOW = (28, 28, 30), (236, 236, 230), (204, 40, 44), (36, 84, 176), (236, 190, 40)
+_SIGNS = [(_RED, _PALE), (_BLUE, _BLUE), (_PALE, _BLUE), (_RED, _RED), (_PALE, _YELLOW)]
 _SIGNALS = [(60, 235, 130), (255, 190, 50), (255, 60, 45)]
 _INDOORS = [(170, 128, 66), (170, 128, 66), (140, 150, 156)]
 _STREET_LAMPS = [(255, 184, 97), (255, 220, 158), (230, 242, 255)]
-# light in the sun, light in the shade, sky overhead, sky at the horizon, how much of the sun comes through
+# light in the sun, light in the shade, sky overhead, sky at the horizon, the sun's share that comes through
 _WEATHER = [
     ((1.30, 1.24, 1.10), (0.68, 0.74, 0.86), (0.36, 0.58, 0.88), (0.78, 0.87, 0.95), 1.0),
     ((1.02, 1.05, 1.08), (0.90, 0.93, 0.98), (0.66, 0.70, 0.76), (0.84, 0.86, 0.88), 0.3),
@@ -57,21 +45,21 @@ _WEATHER = [
 
 @dataclass(frozen=True)
 class _Layout:
-    """A scene before any light. Colours are floats of [0, 1]; where pixels are shared with the sky, by their part."""
+    """A scene before it is lit. Colours are in [0, 1]; a pixel shared with the sky has its share of them."""
 
     albedo: np.ndarray  # H×W×3, textured
-    cover: np.ndarray  # H×W×1, the part of the pixel that is not sky
-    glow: np.ndarray  # H×W×3, what shines by itself at night
+    cover: np.ndarray  # H×W×1, the share of the pixel that is not sky
+    glow: np.ndarray  # H×W×3, the light that it gives at night
     label: np.ndarray  # H×W, uint8
-    place: tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, z in metres of what is seen, each H×W
+    place: tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, z in metres, each H×W
     eye: float  # x of the camera
     lamps: list  # (x, y, z, strength as RGB in square metres)
 
 
 class _Canvas:
-    """Where a scene is painted from far to near, at twice the size, through a pinhole camera above a flat ground.
+    """A picture of twice the size, painted from far to near, as a pinhole camera above flat ground sees it.
 
-    A shape is painted as its number, one pass for colour, class, depth and glow, which are looked up at the end.
+    A shape is painted as its number. `layout` looks up the shapes' colours, classes, depths and glows at the end.
     """
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int], lane: float):
@@ -82,12 +70,12 @@ class _Canvas:
         self.eye, self.up = lane + rng.uniform(-0.5, 0.5), rng.uniform(1.3, 1.9)
         self.image = Image.new("I", (self.width, self.height))
         self.pen = ImageDraw.Draw(self.image)
-        # a shape is a colour, a class, a depth and the colour of its glow; what no shape covers is sky
+        # a shape: colour, class, depth, colour of its glow; number 0 is the sky behind all shapes
         self.shapes = [(0, 0, 0, _ID["sky"], 0, 0, 0, 0)]
         self.lamps = []
 
     def put(self, points, colour, name, glow=(0, 0, 0), pen="polygon"):
-        """Paint the shape with these corners (x, y, z); what lies on the ground gets its depth from there."""
+        """Paint the shape with these corners (x, y, z). Depth 0 means that it lies on the ground."""
         outline = []
         for x, y, z in points:
             scale = self.focal / z
@@ -114,7 +102,7 @@ class _Canvas:
         self.put([(x - rx, y + ry, z), (x + rx, y - ry, z)], colour, name, glow, "ellipse")
 
     def thick(self, metres, z):
-        """The width in metres, widened where it would be thinner than two pixels of the image."""
+        """The width in metres, but at least two pixels of the image."""
         return max(metres, 4.4 * z / self.focal)
 
     def layout(self, rng) -> _Layout:
@@ -137,7 +125,7 @@ class _Canvas:
 
 
 def _clouds(rng, shape, scale):
-    """Smooth noise H×W×1 of deviation near 1; scale is the size of its spots as a share of the height."""
+    """Smooth noise H×W×1 of deviation near 1. `scale`: the size of its spots as a share of the height."""
     spots = [max(2, round(length / shape[0] / scale)) for length in shape]
     coarse = Image.fromarray(rng.standard_normal(spots, np.float32))
     return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC))[..., None]
@@ -152,12 +140,11 @@ def _bytes(image):
 
 
 def _tint(colour, factor):
-    red, green, blue = colour
-    return red * factor, green * factor, blue * factor
+    return tuple(channel * factor for channel in colour)
 
 
 def _ring(corners, radius):
-    """The corners of a regular polygon about (0, 0), the first of them on top."""
+    """The corners of a regular polygon around (0, 0), the first on top."""
     turn = np.pi / 2 + np.arange(corners) * 2 * np.pi / corners
     return (radius * np.stack([np.cos(turn), np.sin(turn)], 1)).tolist()
 
@@ -165,9 +152,8 @@ def _ring(corners, radius):
 def _pick(rng, palette, spread=14):
     """One colour of the palette, each channel shifted by up to `spread`."""
     which, *shift = rng.random(4).tolist()
-    red, green, blue = ((2 * extra - 1) * spread for extra in shift)
-    base = palette[int(which * len(palette))]
-    return base[0] + red, base[1] + green, base[2] + blue
+    colour = palette[int(which * len(palette))]
+    return tuple(channel + (2 * extra - 1) * spread for channel, extra in zip(colour, shift, strict=True))
 
 
 def _building(c, rng, side, edge, near, far):
@@ -190,17 +176,16 @@ def _building(c, rng, side, edge, near, far):
             c.wall((x, start), (x, start + wide), y, y + 0.16, _tint(paint, 0.78), "building")
         for floor in range(floors):
             low, high, gap = (0.2, 2.5, 0.1) if floor == 0 and rng.random() < 0.5 else (0.9, 2.3, 0.24)
-            low, high, gap = low + 3 * floor, high + 3 * floor, gap * wide
+            low, high, left, right = low + 3 * floor, high + 3 * floor, start + gap * wide, start + wide - gap * wide
             glow = _tint(indoors, rng.uniform(0.6, 1.2)) if rng.random() < lit else (0, 0, 0)
             if near < 30:
-                ends = (x, start + gap - 0.15), (x, start + wide - gap + 0.15)
-                c.wall(*ends, low - 0.15, high + 0.15, frame, "building")
-            c.wall((x, start + gap), (x, start + wide - gap), low, high, glass, "building", glow)
+                c.wall((x, left - 0.15), (x, right + 0.15), low - 0.15, high + 0.15, frame, "building")
+            c.wall((x, left), (x, right), low, high, glass, "building", glow)
     c.wall((x, near), (x + deep, near), 0, top, _tint(paint, 0.85), "building")
 
 
 def _bush(c, rng, x, y, z, rx, ry):
-    """Foliage about (x, y, z): clumps, the upper ones in more light, with leaves on those that are near."""
+    """Foliage around (x, y, z): clumps, brighter at the top, and leaves if it is near."""
     green = _pick(rng, _GREENS, 10)
     spots = rng.uniform(-0.65, 0.65, (20 if z < 25 else 6, 2))
     for index, (dx, dy) in enumerate(spots.tolist()):
@@ -267,8 +252,7 @@ def _person(c, rng, x, z):
     tall, step, wide = rng.uniform(1.35, 1.95), rng.uniform(0.08, 0.28), c.thick(0.5, z) / 2
     coat, trousers, hip, neck = _pick(rng, _CLOTHES), _pick(rng, _CLOTHES), 0.48 * tall, 0.84 * tall
     for foot in (x - step, x + step):
-        legs = [(x - 0.12, hip, z), (x + 0.12, hip, z), (foot + 0.12, 0, z), (foot - 0.12, 0, z)]
-        c.put(legs, trousers, "person")
+        c.put([(x - 0.12, hip, z), (x + 0.12, hip, z), (foot + 0.12, 0, z), (foot - 0.12, 0, z)], trousers, "person")
     c.box(x - wide, x + wide, hip - 0.1, neck, z, coat, "person")
     for arm in (x - wide, x + wide):
         c.box(arm - 0.07, arm + 0.07, hip, neck - 0.04, z, _tint(coat, 0.75), "person")
@@ -277,11 +261,11 @@ def _person(c, rng, x, z):
 
 
 def _car(c, rng, x, z, oncoming, driving):
-    """A car whose nearer end is at z: its side as far as it is seen, then that end; a driving one has its lights on."""
+    """A car with its nearer end at z: first its visible side, then that end. A driving car has its lights on."""
     paint, glass, long = _pick(rng, _CARS), _pick(rng, _GLASS[:2]), rng.uniform(3.4, 4.6)
     side, belt, roof = x - math.copysign(0.9, x - c.eye), 0.95, (1.5, 1.6, 2.1)[rng.integers(3)]
     dark, wheel = _tint(paint, 0.8), _ring(8, 0.36)
-    # the dark under a car, without which it floats
+    # without the shadow under it, a car would float
     c.flat(x - 1.05, x + 1.05, z - 0.3, z + long, (36, 36, 40), "road")
     for outline, look in (
         ([(0, 0.3), (1, 0.3), (1, 0.85), (0, belt)], dark),
@@ -307,7 +291,7 @@ def _car(c, rng, x, z, oncoming, driving):
 
 
 def _ground(c, rng, half):
-    """Pavement with slabs, carriageway of half width `half`, kerbs, lane markings, at times a zebra crossing."""
+    """Pavement with slabs, a road of half width `half`, kerbs, lane markings, sometimes a zebra crossing."""
     near, far, paving, grey = 0.8, 400, _pick(rng, _PAVING, 10), rng.uniform(78, 112)
     c.flat(-900, 900, near, far, paving, "sidewalk")
     for z in np.arange(2, 25, 1.5).tolist():
@@ -341,7 +325,7 @@ def _skyline(c, rng):
 
 
 def _things(rng, half, walk):
-    """What stands and moves on the street, as (z, painter): lamps, signals, signs, trees, people and cars."""
+    """Lamps, signals, signs, trees, people and cars, each as (z, function that paints it)."""
     light, crossing = _STREET_LAMPS[rng.choice(3, p=[0.5, 0.3, 0.2])], rng.uniform(-half, half)
     if rng.random() < 0.3:
         yield rng.uniform(5.5, 15), partial(_person, x=crossing)
@@ -380,11 +364,11 @@ def _draw(rng: np.random.Generator, size: tuple[int, int]) -> _Layout:
 
 
 def _day(layout: _Layout, rng) -> np.ndarray:
-    """The layout by day as uint8 RGB: sun or cloud, the houses' shadow on one side of the street, haze."""
+    """The layout by day as uint8 RGB: sun or clouds, the shadow of one side's houses, haze."""
     sun, shade, zenith, rim, clear = _WEATHER[rng.choice(3, p=[0.5, 0.3, 0.2])]
     sun, shade, rim = np.array([sun, shade, rim], np.float32) * rng.uniform(1.0, 1.12)
     x, y, z = layout.place
-    # a house on one side shades all that is below the plane from its eaves down across the street
+    # a house shades what is below the plane that falls from its eaves across the street
     eaves = rng.uniform(5, 13, 64).astype(np.float32)[np.minimum(z / 9, 63).astype(int)]
     side, slope = (-1, 1)[rng.integers(2)], rng.uniform(0.5, 1.3)
     sunny = clear * np.clip(1 + 2 * (y - eaves + slope * (8 - side * x)), 0, 1)[..., None]
@@ -395,7 +379,7 @@ def _day(layout: _Layout, rng) -> np.ndarray:
 
 
 def _night(layout: _Layout, rng) -> np.ndarray:
-    """The layout by night as uint8 RGB: faint sky light, street lamps, headlights, glare, a camera at its limit."""
+    """The layout by night as uint8 RGB: faint light from the sky, street lamps, headlights, glare, noise."""
     x, y, z = layout.place
     reach = []
     for lamp_x, lamp_y, lamp_z, _ in layout.lamps:
@@ -404,10 +388,10 @@ def _night(layout: _Layout, rng) -> np.ndarray:
         reach.append(drop / (square * np.sqrt(square)))
     light = np.stack(reach, -1) @ np.array([strength for *_, strength in layout.lamps], np.float32)
     light += np.array([0.15, 0.17, 0.23], np.float32) * rng.uniform(0.85, 1.2)
-    # low beams: a cone along the lane that ends below the eyes of others
+    # low beams: a cone along the lane that ends below eye level
     beam = np.exp(-(((x - layout.eye) / (1.4 + 0.2 * z)) ** 2) - np.maximum(y - 0.4, 0) ** 2) / (1 + (z / 16) ** 2)
     beam *= rng.uniform(0.18, 0.36) * (1 - np.exp(-z / 4))
-    # signs are made to throw the headlights back
+    # signs reflect the headlights
     beam = np.where(layout.label == _ID["traffic sign"], 0.45 / (1 + (z / 30) ** 2), beam)
     lit = layout.albedo * (light + beam[..., None] * np.array([1, 0.96, 0.86], np.float32))
     rim = np.array([0.06, 0.06, 0.085]) * rng.uniform(0.6, 1.2)
@@ -418,7 +402,7 @@ def _night(layout: _Layout, rng) -> np.ndarray:
 
 
 def _sky(height, zenith, rim):
-    """The clear sky H×1×3, from overhead down to the horizon about half way."""
+    """The clear sky H×1×3, from overhead to the horizon about halfway down."""
     ramp = np.linspace(0, 2, height, dtype=np.float32).clip(0, 1)[:, None, None]
     return ((1 - ramp) * zenith + ramp * rim).astype(np.float32)
 
@@ -431,47 +415,28 @@ def _expose(image, rng, noise):
 def scene(seed: int, night: bool, size: tuple[int, int] = (96, 192)) -> tuple[np.ndarray, np.ndarray]:
     """A street by day or by night: (image, label) for size = (height, width) in pixels, at least 32×64.
 
-    image: uint8 H×W×3, RGB in 0..255; label: uint8 H×W, the place in `CLASSES` or 255 where nothing counts (the own
-    bonnet). The same arguments give the same arrays; a seed (at least 0) gives one scene by day and another by night.
+    image: uint8 H×W×3, RGB in 0..255; label: uint8 H×W, the index in `CLASSES`, or 255 on the own car's bonnet.
+    The same arguments give the same arrays. A seed (at least 0) gives one scene by day and another by night.
     """
     rng = np.random.default_rng([seed, int(night)])
     layout = _draw(rng, size)
     return (_night if night else _day)(layout, rng), layout.label
 
 
-def pair(seed: int, size: tuple[int, int] = (96, 192)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One street under both lights: (day image, night image, label), each as in `scene`, none of them a scene there.
-
-    For measuring what a translation does to the content; training never sees such pairs.
-    """
-    rng = np.random.default_rng([seed, 2])
-    layout = _draw(rng, size)
-    return _day(layout, rng), _night(layout, rng), layout.label
-
-
 def write(root: Path, seed: int, night: bool, train: int, val: int, size=(96, 192), extra: int = 0) -> None:
     """Write drawn scenes in the `folder` layout: root/{images,labels}/{train,val}/00000.png… and root/classes.json.
 
-    train, val: how many scenes of each; extra: how many more, without labels, in images/train_extra; size: (height,
-    width) in pixels. No scene is in two splits, nor by day and by night, nor under another seed; more scenes in a split
-    leave its earlier ones as they are. Nothing is ever there half written.
+    train, val: numbers of scenes; extra: a number of further scenes without labels, in images/train_extra; size:
+    (height, width) in pixels. Each split, seed and time of day has its own scenes. A larger number adds scenes to a
+    split and keeps the others. Each file is written whole or not at all.
     """
-    # even numbers train and odd ones validate, so that neither count moves the other's scenes
-    splits = {"train": range(0, 2 * train, 2), "val": range(1, 2 * val, 2)}
-    splits["train_extra"] = range(2 * train, 2 * (train + extra), 2)
-    for split, numbers in splits.items():
-        for number in numbers:
-            pictures = scene(1_000_000 * seed + number, night, size)
-            for kind, picture in zip(("images", "labels"), pictures, strict=True):
-                if (kind, split) != ("labels", "train_extra"):
-                    save = partial(Image.fromarray(picture).save, format="PNG")
-                    _replace(Path(root) / kind / split / f"{number // 2:05d}.png", save)
-    table = json.dumps([{"name": name, "color": list(color)} for name, color in CLASSES], indent=1) + "\n"
-    _replace(Path(root) / "classes.json", lambda path: path.write_text(table, encoding="utf-8"))
-
-
-def _replace(path: Path, save) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    save(beside)
-    beside.replace(path)
+    # even numbers train and odd numbers validate, so that neither count changes the other's scenes
+    for split, first, count in (("train", 0, train), ("val", 1, val), ("train_extra", 2 * train, extra)):
+        for number in range(first, first + 2 * count, 2):
+            image, label = scene(1_000_000 * seed + number, night, size)
+            pictures = {"images": image} if split == "train_extra" else {"images": image, "labels": label}
+            for kind, picture in pictures.items():
+                path = Path(root) / kind / split / f"{number // 2:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace(path, partial(Image.fromarray(picture).save, format="PNG"))
+    write_json(Path(root) / "classes.json", [{"name": name, "color": list(color)} for name, color in CLASSES])

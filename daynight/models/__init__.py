@@ -1,1 +1,1 @@
-"""The networks. They know nothing of files, command lines or Accelerate."""
+"""The networks, and how they are saved and loaded."""

@@ -1,8 +1,34 @@
-"""Backbones: VGG-16 as the paper has it, or any of timm's."""
+"""Backbones: VGG-16 as in the paper, or a network of timm; and the normalisation that pretrained networks expect."""
 
 import timm
 import torch
 from torch import nn
+
+
+class Normalise(nn.Module):
+    """Images in [-1, 1], B×3×H×W → in the mean and deviation of a timm network's training images.
+
+    The numbers come from timm's `pretrained_cfg`; checkpoints do not hold them.
+    """
+
+    def __init__(self, pretrained_cfg: dict):
+        super().__init__()
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(pretrained_cfg[name]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images):
+        return (images * 0.5 + 0.5 - self.mean) / self.std
+
+
+def backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
+    """The network `name`, without its classifier: B×3×H×W → a feature map, or a list with only this map.
+
+    The module has `channels`, `output_stride` (in pixels; its own if it cannot run at the one asked for) and timm's
+    `pretrained_cfg`. Raises `ValueError` for a network that cannot be a backbone.
+    """
+    if name == "vgg16":
+        return vgg_backbone(**timm_options)
+    return timm_backbone(name, output_stride, **timm_options)
 
 
 def vgg_backbone(**timm_options) -> nn.Sequential:
@@ -20,16 +46,13 @@ def vgg_backbone(**timm_options) -> nn.Sequential:
 
 
 def timm_backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
-    """The last stage of a timm network, at `output_stride` or, where it takes none, at its own.
-
-    Raises `ValueError` for a network that cannot be a backbone.
-    """
+    """The last stage of a timm network, at `output_stride` if it accepts one, else at its own."""
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}")
     timm_options |= {"features_only": True, "out_indices": (-1,)}
     try:
         network = timm.create_model(name, output_stride=output_stride, **timm_options)
-    # timm's networks refuse a stride in these three ways; then they run at their own
+    # networks that run only at their own stride refuse another in one of these ways
     except (TypeError, AssertionError, NotImplementedError):
         network = None
     try:

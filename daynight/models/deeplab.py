@@ -1,15 +1,17 @@
-"""DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2), or on any timm backbone."""
+"""DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2), or on a timm backbone."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from daynight.models.backbones import timm_backbone, vgg_backbone
+from daynight.models import backbones
 
 
 class ASPP(nn.Module):
-    """Four dilated branches, summed. Split where dropout begins, so that views which differ in dropout alone share
-    the dear 3×3 layers."""
+    """The head: four dilated branches, summed.
+
+    It is split where dropout begins, so that views that differ only in dropout share the costly 3×3 layers.
+    """
 
     def __init__(self, channels: int, hidden: int, classes: int, rates: tuple[int, ...]):
         super().__init__()
@@ -32,7 +34,7 @@ class ASPP(nn.Module):
 
 
 def drop(x, generators):
-    """Dropout with p = 0.5, each sample's mask drawn from its own generator (on x's device); none without any."""
+    """Dropout with p = 0.5. Each sample's mask comes from its own generator, on x's device. None: no dropout."""
     if not generators:
         return x
     masks = [torch.empty(x.shape[1:], device=x.device).bernoulli_(0.5, generator=g) for g in generators]
@@ -43,10 +45,10 @@ class DeepLabV2(nn.Module):
     """f, images → class logits: B×3×H×W in [-1, 1] → B×classes×H×W.
 
     `backbone` is "vgg16" (the paper's: output stride 8, rates 6, 12, 18, 24) or a timm network. `hidden` is the width
-    of the head (1024 in the paper). Rates shrink with a larger stride, so that they span the same pixels.
+    of the head (1024 in the paper). A larger stride gives smaller rates, which span as many pixels.
     `frozen_norm` keeps batch norm at its pretrained statistics (its affine part is trained).
-    `names` and `size` (what to resize images to, as `--size`) belong to what was trained and travel with it.
-    A backbone that takes no `output_stride` runs at its own. Raises `ValueError` for a network that cannot be one.
+    `names`, `colors` (RGB, 0 to 255) and `size` (what to resize images to, as `--size`) are saved with the model.
+    A backbone that accepts no `output_stride` runs at its own. Raises `ValueError` for a network that cannot be one.
     """
 
     def __init__(
@@ -61,18 +63,13 @@ class DeepLabV2(nn.Module):
         **timm_options,
     ):
         super().__init__()
-        if backbone == "vgg16":
-            self.backbone = vgg_backbone(**timm_options)
-        else:
-            self.backbone = timm_backbone(backbone, output_stride, **timm_options)
+        self.backbone = backbones.backbone(backbone, output_stride, **timm_options)
         output_stride = self.backbone.output_stride
         self.config = {
             "names": list(names), "colors": [list(c) for c in colors], "backbone": backbone,
             "output_stride": output_stride, "hidden": hidden, "frozen_norm": frozen_norm, "size": size,
         }  # fmt: skip
-        normalisation = self.backbone.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(normalisation["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(normalisation["std"]).view(1, 3, 1, 1), persistent=False)
+        self.normalise = backbones.Normalise(self.backbone.pretrained_cfg)
         rates = tuple(max(1, rate * 8 // output_stride) for rate in (6, 12, 18, 24))
         self.head = ASPP(self.backbone.channels, hidden, len(names), rates)
         self.frozen_norm = frozen_norm
@@ -89,10 +86,10 @@ class DeepLabV2(nn.Module):
     def forward(self, images, clean: int | None = None, dropout=()):
         """Logits of the first `clean` images (all by default), without dropout.
 
-        With `dropout`, a generator for each of the last images, also their logits under dropout (p = 0.5, §3.3); what
-        comes before dropout is computed once. So one call is all that a training step needs of the network.
+        `dropout` holds a generator for each of the last images: their logits under dropout (p = 0.5, §3.3) are the
+        second result. The layers before dropout run once, so a training step calls the network once.
         """
-        features = self.backbone((images * 0.5 + 0.5 - self.mean) / self.std)
+        features = self.backbone(self.normalise(images))
         hidden = self.head.dilated(features[-1] if isinstance(features, list) else features)
         logits = resize(self.head.classify([x[:clean] for x in hidden]), images)
         if not dropout:

@@ -8,7 +8,7 @@ from daynight.models.generator import InstanceNorm, init
 class Discriminator(nn.Sequential):
     """D, is each 70×70 patch real? B×3×H×W in [-1, 1] → logits B×1×(H/8-2)×(W/8-2); H and W at least 32.
 
-    64 filters are the paper's. Convolutions that instance norm follows have no bias.
+    64 filters are the paper's. Convolutions before an instance norm have no bias.
     """
 
     def __init__(self, width: int = 64):

@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights: the teacher (§3.3) and the generators that are kept (§4.2)."""
+"""Exponential moving averages of weights: the teacher (§3.3) and the saved generators (§4.2)."""
 
 from copy import deepcopy
 
@@ -6,10 +6,10 @@ import torch
 
 
 class EMA:
-    """Eq. 13: w ← α w + (1 - α) w_student, held in `model`, a copy in eval mode that takes no gradient.
+    """Eq. 13: w ← α w + (1 - α) w_student. `model` holds the average: a copy in eval mode, without gradients.
 
-    α = min(decay, (1 + k) / (10 + k)) at the k-th update, so that a short run is not held back by its random start:
-    it reaches 0.999 after 8,990 updates and 0.9999 after 89,990. Buffers are copied.
+    α = min(decay, (1 + k) / (10 + k)) at the k-th update, so that a short run soon forgets its random start. α reaches
+    0.999 after 8,990 updates and 0.9999 after 89,990. Buffers are copied.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float):
@@ -18,7 +18,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, student: torch.nn.Module, k: int) -> None:
-        """Take in the student's weights as the k-th update, k from 0. Raises `ValueError` for another network."""
+        """The k-th update, k from 0. Raises `ValueError` if the student has other parameters or shapes."""
         ours, theirs = dict(self.model.named_parameters()), dict(student.named_parameters())
         if {name: w.shape for name, w in ours.items()} != {name: w.shape for name, w in theirs.items()}:
             raise ValueError("the student's parameters are not those of its average")

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class InstanceNorm(nn.Module):
-    """Instance norm without affine; as group norm with one channel a group, which is the same and faster on a CPU."""
+    """Instance norm without affine. Group norm with one channel per group gives the same, faster on a CPU."""
 
     def forward(self, x):
         return F.group_norm(x, x.shape[1])
@@ -15,9 +15,9 @@ class InstanceNorm(nn.Module):
 class UpConv(nn.Conv2d):
     """Bilinear ×2, then a 3×3 convolution padded by replication: B×C×H×W → B×O×2H×2W.
 
-    `plain` is the definition. `forward` gives the same at a quarter of the arithmetic: bilinear ×2 is zero-stuffing
-    followed by a [1, 3, 3, 1]/4 blur, and the blur changes places with the convolution, which then meets mostly zeros:
-    a transposed convolution of stride 2.
+    `plain` is the definition. `forward` gives the same with a quarter of the arithmetic. Bilinear ×2 inserts zeros and
+    then blurs with [1, 3, 3, 1]/4. The blur can come after the convolution, which then sees mostly zeros: it becomes a
+    transposed convolution of stride 2.
     """
 
     def __init__(self, channels: int, out_channels: int):
@@ -28,7 +28,7 @@ class UpConv(nn.Conv2d):
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.weight)
 
     def forward(self, x):
-        # as F.pad's "replicate", whose gradient fails under torch.compile (2.14: strides are not as it expects)
+        # the same as F.pad's "replicate", whose gradient fails under torch.compile (2.14: unexpected strides)
         for dim in (2, 3):
             first, last = (x.narrow(dim, i, 1) for i in (0, x.shape[dim] - 1))
             x = torch.cat([first, first, x, last, last], dim)
@@ -43,9 +43,9 @@ class UpConv(nn.Conv2d):
 class RowConv(nn.Conv2d):
     """A square convolution to few channels, B×C×H×W → B×O×(H-K+1)×(W-K+1).
 
-    `plain` is the definition. `forward` convolves each of the kernel's K rows by itself, which gives O×K channels in
-    one convolution of height 1, and adds these up, each row shifted: as many multiplications, but 3 channels alone
-    leave most of a processor's width idle.
+    `plain` is the definition. `forward` convolves with each of the kernel's K rows: one convolution of height 1 with
+    O×K output channels. It then shifts the rows' results and adds them up. That is as many multiplications, but only 3
+    output channels would leave most of a processor's vector units idle.
     """
 
     def plain(self, x):
@@ -79,9 +79,9 @@ def up(channels: int, out_channels: int, upsample: str) -> nn.Module:
 class Generator(nn.Module):
     """G, an image → the same scene in the other domain: B×3×H×W in [-1, 1] → B×3×H×W in [-1, 1], any H and W.
 
-    9 blocks and 64 filters are the paper's. Convolutions that instance norm follows have no bias: it would be
-    subtracted again. `upsample` is "bilinear" (§4.2: no checkerboards) or "deconv" (the original CycleGAN). `size` and
-    `crop`, what its training images were resized to and cut to (as the options; None: not known), are kept with it.
+    9 blocks and 64 filters are the paper's. Convolutions before an instance norm have no bias: the norm would subtract
+    it. `upsample` is "bilinear" (§4.2: no checkerboards) or "deconv" (the original CycleGAN). `size` and `crop` say how
+    the training images were resized and cropped (as the options; None: not known); they are saved with the model.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Generator(nn.Module):
 
 
 def pad(images, height: int, width: int):
-    """Grow to a multiple of 4 and at least 16: by reflection, or by the edge where there is too little to reflect."""
+    """Pad to a multiple of 4 and at least 16: by reflection, or by repeating the edge if the image is too small."""
     bottom, right = (max(16, -(-n // 4) * 4) - n for n in (height, width))
     if not bottom and not right:
         return images
@@ -119,7 +119,7 @@ def pad(images, height: int, width: int):
 
 
 def init(module):
-    """N(0, 0.02), as CycleGAN."""
+    """N(0, 0.02), as in CycleGAN."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0, 0.02)
         if module.bias is not None:

@@ -4,26 +4,26 @@ import timm
 import torch
 from torch import nn
 
+from daynight.models.backbones import Normalise
+
 
 class _Reached(Exception):
-    """The last layer that is wanted has been computed."""
+    """Raised when the last wanted layer is computed, to end the forward pass there."""
 
 
 class FeatureNetwork(nn.Module):
-    """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w each layer.
+    """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w for each layer.
 
-    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU); a
-    hook reads them and the pass stops at the last. `timm_options` go to `timm.create_model` (weights).
+    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU).
+    Hooks read them, and the pass stops after the last. `timm_options` go to `timm.create_model` (weights).
     Raises `ValueError` for a layer that the network does not have.
     """
 
     def __init__(self, name: str = "vgg19", layers: tuple[str, ...] = ("features.31",), **timm_options):
         super().__init__()
         self.network = timm.create_model(name, num_classes=0, **timm_options)
-        normalisation = self.network.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(normalisation["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(normalisation["std"]).view(1, 3, 1, 1), persistent=False)
-        # apart from the network, whose weights nobody needs to save again
+        self.normalise = Normalise(self.network.pretrained_cfg)
+        # a module of its own: a checkpoint saves the scales and not the network's weights
         self.norm = nn.Module()
         self.norm.register_buffer("scales", torch.ones(len(layers)))
         self.layers = layers
@@ -37,7 +37,7 @@ class FeatureNetwork(nn.Module):
         self.eval().requires_grad_(False)
 
     def _keep(self, layer, output):
-        self.activations[layer] = output.clone()  # the next module may work in place
+        self.activations[layer] = output.clone()  # the next module may overwrite it
         if len(self.activations) == len(self.layers):
             raise _Reached
 
@@ -47,14 +47,16 @@ class FeatureNetwork(nn.Module):
     def forward(self, images) -> list[torch.Tensor]:
         self.activations = {}
         try:
-            self.network((images * 0.5 + 0.5 - self.mean) / self.std)
+            self.network(self.normalise(images))
         except _Reached:
             pass
         return [self.activations[layer] for layer in self.layers]
 
     @torch.no_grad()
     def calibrate(self, batches) -> None:
-        """Set `norm.scales` to each layer's mean square over real images (an iterable of B×3×H×W in [-1, 1]): Eq. 10
-        is divided by it, so that λ_feature means the same for every network, layer and image size."""
+        """Set `norm.scales` to each layer's mean square over real images (an iterable of B×3×H×W in [-1, 1]).
+
+        Eq. 10 is divided by it, so that λ_feature means the same for every network, layer and image size.
+        """
         squares = torch.stack([torch.stack([f.float().square().mean() for f in self(images)]) for images in batches])
         self.norm.scales.copy_(squares.mean(0))

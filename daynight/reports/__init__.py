@@ -1,1 +1,1 @@
-"""Pages, cards and pictures."""
+"""HTML pages, model cards and pictures."""

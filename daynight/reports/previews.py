@@ -1,4 +1,4 @@
-"""Tensors and label maps as pictures a person can judge: grids with captions, overlays, panels."""
+"""Tensors and label maps as pictures: grids with captions, overlays."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from daynight.data.transforms import to_image
 
 
 def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
-    """Images in rows, under one another by column, with a caption over each column that it is wide enough for."""
+    """Rows of images, aligned in columns, with a caption over each column. A column is as wide as its caption needs."""
     font, top = ImageFont.load_default(14), 24
     widths = [
         max(int(font.getlength(caption)) + margin, *(row[i].width for row in rows))
@@ -30,13 +30,13 @@ def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) ->
 
 
 def tensor_grid(columns: dict[str, torch.Tensor], rows: int = 4) -> Image.Image:
-    """Caption → B×3×H×W in [-1, 1], as columns of a grid; the first `rows` of each batch."""
+    """Columns of a grid: caption → B×3×H×W in [-1, 1]. Each shows the first `rows` images of its batch."""
     count = min(rows, *(len(batch) for batch in columns.values()))
     return grid([[to_image(batch[i]) for batch in columns.values()] for i in range(count)], list(columns))
 
 
 def label_image(labels: np.ndarray, classes: Classes) -> Image.Image:
-    """H×W train ids in their colours."""
+    """H×W train ids in the colours of their classes."""
     return Image.fromarray(colorize(labels, classes))
 
 

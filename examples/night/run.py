@@ -19,7 +19,7 @@ import torch
 
 from daynight.config import EvalOptions
 from daynight.data.images import Images, save_image
-from daynight.data.labels import read_label
+from daynight.data.labels import Classes, read_label
 from daynight.data.sets import load
 from daynight.evaluation.metrics import bootstrap, interval, mean_iou_of
 from daynight.evaluation.scoring import compare
@@ -272,7 +272,8 @@ class Table1:
             if self.scores(row):
                 model = load_model(str(self.out / f"runs/{row}-{seed}"), "teacher", "--model", DeepLabV2)
                 found = segment(model, Images(chosen), model.config["size"], None, accelerator)
-                columns[row] = [label_image(labels.cpu().numpy(), classes_of(model)) for _, _, labels, _ in found]
+                classes = Classes(*classes_of(model))
+                columns[row] = [label_image(labels.cpu().numpy(), classes) for _, _, labels, _ in found]
         labels = [read_label(target.labels[i], target.label_kind, target.classes) for i in numbers]
         columns["truth"] = [label_image(label, target.classes) for label in labels]
         rows = zip(

@@ -58,26 +58,15 @@ def test_labels_lie_on_what_is_drawn():
 
 
 def test_night_is_dark_but_not_black():
-    pairs = [streets.pair(seed) for seed in range(20)]
-    share = np.mean([night.mean() for _, night, _ in pairs]) / np.mean([day.mean() for day, _, _ in pairs])
+    days = [streets.scene(seed, False)[0] for seed in range(20)]
+    nights = [streets.scene(seed, True) for seed in range(20)]
+    share = np.mean([night.mean() for night, _ in nights]) / np.mean([day.mean() for day in days])
     assert 0.25 < share < 0.35
     # the brightest of every street by night is a light, and the sky is no lighter than the houses
     sky, building = (next(i for i, (name, _) in enumerate(streets.CLASSES) if name == n) for n in ("sky", "building"))
-    for _, night, label in pairs:
+    for night, label in nights:
         assert night.max() > 200
         assert night[label == sky].mean() < night[label == building].mean()
-
-
-def test_a_pair_is_one_street_under_two_lights(monkeypatch):
-    drawn = []
-    draw = streets._draw
-    monkeypatch.setattr(streets, "_draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
-    day, night, label = streets.pair(5)
-    assert len(drawn) == 1 and np.array_equal(drawn[0].label, label)
-    assert day.shape == night.shape == (*label.shape, 3)
-    assert day.mean() > 2 * night.mean()
-    for by_night in (False, True):
-        assert not np.array_equal(streets.scene(5, by_night)[1], label)
 
 
 def test_write_gives_the_folder_layout_and_the_same_bytes_again(tmp_path):

@@ -329,7 +329,7 @@ def test_feature_network_gives_its_layers_in_the_order_asked(features):
     third, first = features(x)
     network, normal = (
         timm.create_model("test_resnet", num_classes=0).eval(),
-        (x * 0.5 + 0.5 - features.mean) / features.std,
+        (x * 0.5 + 0.5 - features.normalise.mean) / features.normalise.std,
     )
     network.load_state_dict(features.network.state_dict())
     stem = network.maxpool(network.act1(network.bn1(network.conv1(normal))))
@@ -377,6 +377,6 @@ def test_a_layers_activations_do_not_hang_on_which_others_are_wanted():
     torch.manual_seed(0)
     both = FeatureNetwork("vgg11", ("features.0", "features.3"))
     x = images(1, 3, 16, 16)
-    convolved = both.network.features[0]((x * 0.5 + 0.5 - both.mean) / both.std)
+    convolved = both.network.features[0]((x * 0.5 + 0.5 - both.normalise.mean) / both.normalise.std)
     assert convolved.min() < 0
     assert torch.allclose(both(x)[0], convolved)

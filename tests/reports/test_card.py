@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
 from test_scoring import draw_model, pixels
 
 import daynight as package
+from daynight.config import SegTrainOptions
 from daynight.models.generator import Generator
 from daynight.models.hub import identity, save_model
-from daynight.reports.card import add_results
+from daynight.reports.card import BEGIN, END, add_results, write_card
 from daynight.system.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -116,6 +118,36 @@ def test_results_land_in_the_card(home, run):
     assert path.read_text() == before
 
 
+@pytest.mark.parametrize("name", ["a: [1]|\n---\n# b", "null", "夜 'x' \"y\" {z}", "1.0", BEGIN])
+def test_odd_names_of_data_do_not_break_the_card(name, home, run):
+    line = f"eval --model {run} --dataset own --json {run.parent}/results.json"
+    assert daynight(line, home).code == 0
+    (entry,) = json.loads((run.parent / "results.json").read_text())
+    path, weights = run / "teacher/README.md", identity(run / "teacher")
+    before = ModelCard.load(path)
+    for miou in (12.5, None, 25.0):  # the last replaces the first; where nothing was labelled there is no mIoU
+        odd = entry | {"dataset": f"data/{name}", "split": None, "miou": miou, "miou_interval": None}
+        assert add_results(run / "teacher", weights, [odd])
+    card = ModelCard.load(path)
+    assert len(card.data.eval_results) == 4 and before.data.eval_results == card.data.eval_results[:2]
+    assert (card.data.eval_results[2].dataset_name, card.data.eval_results[2].metric_value) == (name, 25.0)
+    ours, others = card.text.split(END)[0].splitlines(), before.text.splitlines()
+    assert set(others) <= set(card.text.splitlines()) and len(card.text.splitlines()) == len(others) + 1
+    assert "| 25.0 | – |" in ours[-1] and ours[-1].replace("\\|", "").count("|") == 8
+
+
+def test_names_of_classes_do_not_break_the_card(home, tmp_path):
+    names = [("a\n---\n# b", (1, 2, 3)), ('x: y|"z', (4, 5, 6)), ("c", (7, 8, 9))]
+    model = tmp_path / "seg/teacher"
+    draw_model(model, names, 0)
+    shutil.copy(home / "runs/seg/options.json", tmp_path / "seg")
+    options = SegTrainOptions(steps=4)
+    write_card(model, identity(model), tmp_path / "seg", options, set(), 4)
+    card = ModelCard.load(model / "README.md")
+    assert card.data.pipeline_tag == "image-segmentation" and "\n# b" not in card.text
+    assert "0 a --- # b, 1 x: y" in card.text and add_results(model, identity(model), [])
+
+
 def test_a_card_of_other_weights_takes_no_results(home, run):
     """A training that went on meanwhile; and a run that goes on writes a card without the old results."""
     assert daynight(f"eval --model {run} --dataset own", home).code == 0
@@ -136,7 +168,14 @@ def test_what_has_no_card_or_is_not_ours_is_left_alone(home, run, tmp_path):
     path = run / "teacher/README.md"
     written = path.read_text()
     own_index = ("license:", "model-index:\n- name: mine\nlicense:")
-    for text in ("# My model\n", written.replace("end of results", "x"), written.replace(*own_index)):
+    weights = identity(run / "teacher")
+    for text in (
+        "# My model\n",
+        f"`{weights}`\n{BEGIN}\n{END}\n",
+        written.replace("end of results", "x"),
+        written.replace(*own_index),
+        written.replace("license:", "license: ["),
+    ):
         path.write_text(text)
         result = daynight(f"eval --model {run} --dataset own", home)
         assert (result.code, result.err) == (0, "") and "added to" not in result.out and path.read_text() == text
@@ -154,7 +193,8 @@ GATED, SECRET = "someone/gated", "hf_secret"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the Hub answers to HEAD and GET of /<repository>/resolve/<revision>/<file>."""
+    """What the Hub answers to HEAD and GET of /<repository>/resolve/<revision>/<file>, /api/models/<repository>, its
+    /revision/<revision> and its /tree/<commit>. The latter three are open for gated repositories too."""
 
     def do_HEAD(self):
         with contextlib.suppress(BrokenPipeError):
@@ -164,21 +204,30 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self):
         self.server.asked.append(f"{self.command} {self.path}")
-        repository, _, rest = self.path.strip("/").partition("/resolve/")
-        revision, _, name = rest.partition("/")
+        parts = self.path.partition("?")[0].strip("/").removeprefix("api/models/").split("/")
+        repository, kind = "/".join(parts[:2]), (*parts, "")[2]
+        revision, name = (*parts[3:4], "main")[0], "/".join(parts[4:])
         found = self.server.repositories.get(repository)
-        if repository == GATED and self.headers.get("authorization") != f"Bearer {SECRET}":
+        if repository == GATED and kind == "resolve" and self.headers.get("authorization") != f"Bearer {SECRET}":
             return self.refuse(401, "GatedRepo")
         if found is None:
             return self.refuse(404, "RepoNotFound")
         folder, commits = found
         if revision not in commits and revision not in commits.values():
             return self.refuse(404, "RevisionNotFound")
-        path = folder / name
         commit = commits.get(revision, revision)
-        if not path.is_file():
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        if kind == "tree":
+            listed = [{"type": "file", "path": f, "oid": "0", "size": p.stat().st_size} for f, p in files.items()]
+            return self.send(json.dumps(listed).encode(), commit)
+        if kind != "resolve":
+            names = [{"rfilename": file} for file in files]
+            return self.send(json.dumps({"id": repository, "sha": commit, "siblings": names}).encode(), commit)
+        if name not in files:
             return self.refuse(404, "EntryNotFound", commit)
-        content = path.read_bytes()
+        self.send(files[name].read_bytes(), commit)
+
+    def send(self, content, commit):
         self.send_response(200)
         for key, value in {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
@@ -206,6 +255,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(home, tmp_path, monkeypatch):
     """A server that has someone/model, someone/run (its parts in subfolders) and someone/gated."""
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/README.md").write_text("no model here")
     commits = {"main": "a" * 40, "v1": "b" * 40}
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.asked, server.repositories = [], {
@@ -250,7 +300,7 @@ def test_in_a_process_of_its_own(home, hub, tmp_path):
     result = shell(sys.executable, "-m", "daynight", *words, cwd=home, **environment)
     assert result.stderr == "" and "added to" not in result.stdout
     (entry,) = json.loads((tmp_path / "found.json").read_text())
-    assert entry["model"] == "someone/model" and any("/resolve/main/config.json" in line for line in hub.asked)
+    assert entry["model"] == "someone/model" and any("/api/models/someone/model" in line for line in hub.asked)
 
 
 def test_revisions_and_parts(home, hub, tmp_path):
@@ -289,7 +339,9 @@ def test_with_a_token_a_gated_model_is_had(home, hub, monkeypatch):
 
 def test_a_hub_out_of_reach_is_said_in_a_line(home, tmp_path, monkeypatch):
     at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    started = time.monotonic()
     assert "cannot be reached" in daynight("eval --dataset own --model someone/model", home).line
+    assert time.monotonic() - started < 5
     with pytest.raises(InputError, match="load_generator: someone/model.*cannot be reached"):
         package.load_generator("someone/model")
 

@@ -99,7 +99,7 @@ def test_a_run_of_any_length_has_a_page_of_bounded_size(tmp_path):
     Report(tmp_path).write(700_000, 700_000, None)
     assert re.sub("<footer>.*?</footer>", "", page(tmp_path)) == body
     lines = values_of(parse(body))
-    assert all(POINTS <= len(line[0]) <= 2 * POINTS or len(line[0]) == 500 for line in lines)
+    assert all(POINTS <= len(line[0]) <= 2 * POINTS for line in lines)
     x = np.array(lines[0][0])
     assert x[:, 1] == pytest.approx(x[:, 0] / 7e5, abs=2e-3) and x[-1, 0] > 690_000
     sources = [image.get("src") for image in parse(body).iter("img")]
