@@ -62,8 +62,8 @@ class LabelKind(str):
         kind = super().__new__(cls, name)
         kind.value, kind.count, kind.refused = value, count, refused
         kind.train_ids = np.full(256, IGNORE, np.uint8) if count else np.arange(256, dtype=np.uint8)
-        for value_of_file, train_id in (train_ids or {}).items():
-            kind.train_ids[value_of_file] = train_id
+        for i, train_id in (train_ids or {}).items():
+            kind.train_ids[i] = train_id
         return kind
 
 

@@ -15,7 +15,7 @@ from daynight.system.errors import InputError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of one split of a data set, each with its label where it has one.
+    """The images of some splits of a data set, each with its label where it has one.
 
     images and labels are below root; label i belongs to image i, in the order of the images' paths. layout: its name.
     label_kind: the kind that `read_label` needs. ending: what the stems of all images end in.
@@ -83,7 +83,7 @@ def load(
 
 
 def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None:
-    """Raises InputError where night images are day images too, from which there is nothing to learn."""
+    """Raises InputError where night images are day images too: there is nothing to learn from such pairs."""
     day_images = {path for image_set in days for path in _real(image_set)}
     for image_set in nights:
         shared = sum(path in day_images for path in _real(image_set))
@@ -101,8 +101,10 @@ def evenly(length: int, count: int) -> list[int]:
 
 
 def hold_out(image_set: ImageSet, data_root: Path, option: str, count: int, time: str, labelled: bool) -> ImageSet:
-    """At most `count` images to validate on, evenly spaced: of the val split; where a set that is trained on has none
-    (with labels, if `labelled`), of its own images a tenth at most, which `without` takes out of it."""
+    """At most `count` images to validate on, evenly spaced, of the val split.
+
+    If there is none (with labels, if `labelled`), at most a tenth of the set's own images, which `without` takes out.
+    """
     try:
         found = load(image_set.name, data_root, option, splits=("val",), time=time, labelled=labelled)
     except InputError:
@@ -135,7 +137,7 @@ def _real(image_set: ImageSet) -> list[Path]:
 
 
 def describe(name: str, data_root: Path, option: str) -> list[str]:
-    """What a data set holds, in lines: each split with its images by time of day, remarks, and which split is scored.
+    """What a data set holds, in lines: its splits, their images by time of day, remarks, and the split that is scored.
 
     Raises InputError as `load` does.
     """
@@ -145,7 +147,7 @@ def describe(name: str, data_root: Path, option: str) -> list[str]:
     layout = locate(resolve(name, data_root, option))
     lines, kinds = [f"{name}: {note}" for note in layout.notes], {}
     for part in layout.parts():
-        part.notes = ()
+        part.notes = ()  # said above
         for split, folder in part.splits.items():
             if next(images_in(folder), None) is None:
                 lines.append(f"{name}: {part.name}, {split or folder}, no images")
@@ -167,7 +169,7 @@ def describe(name: str, data_root: Path, option: str) -> list[str]:
 
 
 def _gather(name, layout: Layout, folders: dict, option: str, time=None, labels=None, labelled=False) -> ImageSet:
-    """The images below the folders of some splits, and their labels; see `load`."""
+    """The images in the folders of some splits, and their labels; see `load`."""
     where, notes = f"{option}: {layout.root}", list(layout.notes)
     there = sorted(image for folder in folders.values() for image in images_in(folder))
     images, remarks = layout.choose(there, list(folders), time, where)
@@ -210,7 +212,7 @@ def _gather(name, layout: Layout, folders: dict, option: str, time=None, labels=
 
 
 def image_files(root: Path) -> tuple[Path, ...]:
-    """Every image of a data set that is no label, over all splits, sorted; below `locate(root).root`.
+    """Every image of a data set, of all splits, sorted, without its labels; below `locate(root).root`.
 
     Raises InputError when there is none.
     """

@@ -9,5 +9,5 @@ from daynight.data.layouts.idd import IDD
 from daynight.data.layouts.mapillary_vistas import MapillaryVistas
 from daynight.data.layouts.nighttime_driving import NighttimeDriving
 
-# the first that recognises a folder is its layout: those with the narrower rule come first
+# A folder has the first layout that recognises it, so a narrower rule comes before a wider one.
 LAYOUTS = (NighttimeDriving, IDD, Cityscapes, ACDC, DarkZurich, BDD100K, MapillaryVistas, Folder)

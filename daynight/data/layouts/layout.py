@@ -13,7 +13,7 @@ SPLIT, FILE = "{split}", "**/*"
 
 
 class Layout:
-    """A data set in the folder `root`. Each subclass is one published data set; what it says, it overrides.
+    """A data set in the folder `root`. A subclass describes one published data set: it sets and overrides what differs.
 
     Patterns are paths below root. `{split}` stands for the folder of a split, anywhere in the path; `**/*` for what an
     image and its label have in common, at any depth: "leftImg8bit/{split}/**/*_leftImg8bit" goes with
@@ -125,15 +125,16 @@ class Layout:
         return " or ".join(shown(pattern) for _, pattern in self.kinds(labels))
 
     def classes(self, needed: bool) -> Classes | None:
-        """What the train ids mean, None where nothing says so. Raises InputError where that is `needed`."""
+        """What the train ids mean; None where nothing says so. Raises InputError where it is `needed` nevertheless."""
         return CITYSCAPES
 
     def choose(
         self, images: list[Path], splits: Sequence[str | None], time: str | None, where: str
     ) -> tuple[list[Path], list[str]]:
-        """Those images of some splits that may be read, of the "day", "twilight" or "night", and remarks on the others.
+        """Which of the images of some splits to read, and remarks on the others.
 
-        All of them where the data set does not tell the time. Raises InputError where the files that tell are missing.
+        time: "day", "twilight", "night" or None for all; ignored where the data set does not tell them apart. Raises
+        InputError, which begins with `where`, if the files that tell the time are missing.
         """
         return images, []
 

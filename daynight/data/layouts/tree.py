@@ -21,7 +21,7 @@ def resolve(name: str, data_root: Path, option: str) -> Path:
         return path
     for path in filter(os.path.exists, places):
         raise InputError(f"{option}: {path} is a file; expected the folder of a data set")
-    what = next((layout.name for layout in LAYOUTS if layout.short and layout.short == name.rstrip("/")), "it")
+    what = next((layout.name for layout in LAYOUTS if layout.short == name.rstrip("/")), "it")
     raise InputError(
         f"{option}: no data set {name!r}: expected the folder {data_root / name.rstrip('/')} (or a path); "
         f"unpack {what} there or give {option} PATH, --data-root DIR or DAYNIGHT_DATA"
