@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daynight.data.labels import Classes, LabelKind
-from daynight.data.layouts.layout import IMAGE_SUFFIXES, Layout, counted, folder_of, images_in, shown
+from daynight.data.layouts.layout import IMAGE_SUFFIXES, Layout, counted, images_in
 from daynight.data.layouts.tree import locate, resolve, tagged_night
 from daynight.system.errors import InputError
 
@@ -78,7 +78,7 @@ def load(
     if whole:
         layout, time = layout.parts()[-1], "night"
     elif labelled or splits is None or not layout.splits:
-        layout = _labelled(layout)
+        layout = layout.labelled()
     return _gather(name, layout, _choose(layout, splits, f"{option}: {layout.root}"), option, time, labels, labelled)
 
 
@@ -159,12 +159,12 @@ def describe(name: str, data_root: Path, option: str) -> list[str]:
             kinds[part.name, split] = found.label_kind
     if layout.missing_times():
         lines.append(f"{name}: {layout.missing_times()}")
-    scored = _labelled(layout)
+    scored = layout.labelled()
     split = _scored(scored.splits)
     if split and kinds.get((scored.name, split)):
         lines.append(f"{name}: eval scores {scored.name}, {split}")
     if not kinds:
-        raise _no_images(scored, f"{option}: {layout.root}")
+        raise InputError(f"{option}: {layout.root}: no images{scored.expected_images()}")
     return lines
 
 
@@ -237,8 +237,7 @@ def companions(root: Path) -> tuple[Path, ...]:
 
 
 def labels_of(root: Path) -> tuple[dict[Path, list[tuple[LabelKind, Path]]], Classes | None]:
-    """Every label file of each image of `image_files`, with its kind, if it can be read; and their classes, None where
-    no image has one.
+    """The (kind, label file) of each image that has any, and their classes, None if no image has one.
 
     Raises InputError where classes.json is needed and cannot be read.
     """
@@ -246,8 +245,8 @@ def labels_of(root: Path) -> tuple[dict[Path, list[tuple[LabelKind, Path]]], Cla
     for part in layout.parts():
         for image in (image for folder in part.splits.values() for image in sorted(images_in(folder))):
             files = [(kind, part.label_of(image, pattern)) for kind, pattern in part.kinds()]
-            found[image] = [(kind, path) for kind, path in files if os.path.isfile(path)]
-    found = {image: files for image, files in found.items() if files}
+            files = [(kind, path) for kind, path in files if os.path.isfile(path)]
+            found |= {image: files} if files else {}
     return found, layout.classes(needed=True) if found else None
 
 
@@ -274,16 +273,11 @@ def _counterparts(images: Sequence[Path], root: Path, translated: Path) -> Itera
         yield next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
 
 
-def _no_images(layout: Layout, where: str) -> InputError:
-    expected = shown(folder_of(layout.images[0]))
-    return InputError(f"{where}: no images" + f"; expected {expected}/" * bool(expected))
-
-
 def _choose(layout: Layout, splits: Sequence[str] | None, where: str) -> dict[str | None, Path]:
     """The folders of the splits asked for; all where there are no splits."""
     found = layout.splits
     if not found:
-        raise _no_images(layout, where)
+        raise InputError(f"{where}: no images{layout.expected_images()}")
     if None in found:
         return found
     names = ", ".join(found)
@@ -301,9 +295,3 @@ def _scored(found: dict[str | None, Path]) -> str | None:
     """The split to evaluate on: val, else test, else the only one."""
     only = next(iter(found)) if len(found) == 1 else None
     return next((split for split in ("val", "test") if split in found), only)
-
-
-def _labelled(layout: Layout) -> Layout:
-    """The set of images that has the labels, if it is there."""
-    part = layout.parts()[-1]
-    return part if part.splits else layout

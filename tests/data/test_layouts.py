@@ -343,6 +343,13 @@ def test_folders_like_those_of_mapillary_vistas_are_of_other_classes(tmp_path):
     assert "several data sets" in message(load, "mine", tmp_path, "--day", labelled=True)
 
 
+def test_a_part_of_mapillary_vistas(tmp_path):
+    root = trees.mapillary_vistas(tmp_path / "vistas", versions=("2.0",))
+    assert len(load("vistas/training/images", tmp_path, "--night").images) == 3
+    said = message(load, "vistas/training/v2.0", tmp_path, "--night")
+    assert "holds labels of Mapillary Vistas" in said and said.endswith(f"give {root}")
+
+
 def test_folder(tmp_path):
     root = trees.folder(tmp_path / "mine")
     train = load("mine", tmp_path, "--day", labelled=True)
@@ -562,18 +569,18 @@ def test_describe_dark_zurich(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["leftImg8bit", "images/100k", "images", "rgb_anon"])
-def test_a_folder_with_the_images_of_several_splits_is_no_data_set(tmp_path, monkeypatch, given):
-    """Read alone, it would bring what is evaluated on into a training. The images of one split may be given."""
+def test_the_folder_of_the_images_stands_for_its_data_set(tmp_path, monkeypatch, given):
+    """Else the splits would be mixed. The images of one split are a bare tree."""
     draw = {"l": trees.cityscapes, "i": trees.bdd100k, "r": trees.dark_zurich}[given[0]]
     root = draw(tmp_path / "x")
-    said = message(load, f"x/{given}", tmp_path, "--night")
-    assert "holds images of" in said and said.endswith(f"give {root}")
-    found = load("x", tmp_path, "--night")
-    split = next(folder for folder in found.images[0].parents if folder.name == "train")
-    assert set(found.images) == set(load(str(split), tmp_path, "--night").images)
-    assert "no labels" in message(load, str(split), tmp_path, "--day", labelled=True)
+    found = load(f"x/{given}", tmp_path, "--night")
+    assert found.root == root and found.images == load("x", tmp_path, "--night").images
+    assert str(root) in found.notes[0]
+    split = str(next(folder for folder in found.images[0].parents if folder.name == "train"))
+    assert set(load(split, tmp_path, "--night").images) == set(found.images)
+    assert "no labels" in message(load, split, tmp_path, "--day", labelled=True)
     monkeypatch.chdir(root / given)
-    assert f"give {root}" in message(load, ".", tmp_path, "--night")
+    assert load(".", tmp_path, "--night").images == found.images
 
 
 def test_links_are_followed_and_loops_end(tmp_path):

@@ -50,6 +50,11 @@ class Layout:
         """The sets of images in the tree, each a layout of its own; the last has the labels."""
         return [self]
 
+    def labelled(self) -> "Layout":
+        """The set of images that has the labels, if it is there."""
+        part = self.parts()[-1]
+        return part if part.splits else self
+
     @cached_property
     def _found(self) -> tuple[str, dict[str | None, Path]]:
         """The pattern of images that is there, and the folder of images of each split."""
@@ -119,6 +124,11 @@ class Layout:
             if any(paths):
                 return kind, pattern, paths
         return None, None, [None] * len(images)
+
+    def expected_images(self) -> str:
+        """Where images should lie, in words: "; expected leftImg8bit/<split>/", or "" where that is anywhere."""
+        folder = shown(folder_of(self.images[0]))
+        return f"; expected {folder}/" if folder else ""
 
     def expected_labels(self, labels: str | None) -> str:
         """The label files that `find_labels` looks for, in words."""

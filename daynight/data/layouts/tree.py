@@ -40,10 +40,10 @@ def tagged_night(name: str, data_root: Path) -> str | None:
 
 
 def locate(root: Path) -> Layout:
-    """The data set of a folder, also when it was unpacked one or two folders too deep.
+    """The data set of a folder, also when it was unpacked too deep or the folder of its images was given.
 
     What is not recognised is a bare tree of images. Raises InputError when several data sets lie in the folder, or one
-    in parts, or when it is only a part of one.
+    in parts, and when it holds labels.
     """
     layout = _recognise(root)
     if layout:
@@ -53,7 +53,9 @@ def locate(root: Path) -> Layout:
     inner = _inside(level)
     if inner:
         return _only(inner, root)
-    _check_whole(root)
+    around = _around(root)
+    if around:
+        return around
     for layout in LAYOUTS:
         layout.check_misplaced(root, (root, *level))
     for layout in LAYOUTS:
@@ -93,19 +95,24 @@ def _only(inner: Sequence[tuple[Path, type[Layout]]], root: Path) -> Layout:
     return layout(folder, (f"{layout.name} found deeper, in {folder}",))
 
 
-def _check_whole(root: Path) -> None:
-    """Raises InputError for a folder in a data set that holds labels, which are no photographs, or several splits."""
+def _around(root: Path) -> Layout | None:
+    """The data set whose images, of all splits, a folder holds: read alone, it would mix the splits.
+
+    Raises InputError for a folder of its labels, which are no photographs.
+    """
     given = root.absolute()
     for above in list(given.parents)[:4]:
         layout = _recognise(above)
         for part in layout(above).parts() if layout else ():
             images = part.splits.values()
+            if any(given in split.parents for split in images):
+                return layout(above, (f"{root} holds the images of {layout.name}, which is read from {above}",))
             labels = (
                 path for _, pattern in part.labels for split in images for path in part.label_files(pattern, split)
             )
-            for what, paths in (("images", images), ("labels", labels)):
-                if any(given in path.parents for path in paths):
-                    raise InputError(f"{root}: holds {what} of {layout.name}; give {above}")
+            if any(given in path.parents for path in labels):
+                raise InputError(f"{root}: holds labels of {layout.name}; give {above}")
+    return None
 
 
 def _names(folders: Sequence[Path], root: Path) -> str:
