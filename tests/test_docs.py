@@ -53,6 +53,8 @@ def make_home(home: Path) -> Path:
     test_commands.draw_data(home / "data")
     trees.bdd100k(home / "data/bdd", ten_k=3)
     trees.acdc(home / "data/acdc")
+    trees.idd(home / "data/idd")
+    trees.mapillary_vistas(home / "data/vistas")
     trees.folder(home / "data/street_day")
     trees.bare(home / "data/street_night")
     (home / "examples").symlink_to(ROOT / "examples")

@@ -112,6 +112,37 @@ def nighttime_driving(root: Path, size=SIZE, count=3) -> Path:
     return root
 
 
+def idd(root: Path, size=SIZE, kinds=("labelcsTrainIds",), train=3, val=2) -> Path:
+    """Frames of numbered drives; those of its second part are JPEGs. Polygons are always there."""
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            frame, suffix = (f"{i}/{5506 + i:06}", "png") if i < 2 else (f"201/frame{i:04}", "jpg")
+            image(root / f"leftImg8bit/{split}/{frame}_leftImg8bit.{suffix}", size)
+            _write(root / f"gtFine/{split}/{frame}_gtFine_polygons.json", {"objects": []})
+            for kind in kinds:
+                _label_of_kind(root / f"gtFine/{split}/{frame}_gtFine_{kind}.png", kind, size)
+    return root
+
+
+def mapillary_vistas(root: Path, size=SIZE, versions=("1.2",), train=3, val=2, test=1) -> Path:
+    """Palette files of road, sky, car, a sign's back and a group of vehicles (other vehicle in 1.2).
+
+    1.2 alone lies as it was published first, without a folder of its version.
+    """
+    ids = {"1.2": (13, 27, 55, 49, 59), "2.0": (21, 61, 108, 97, 115)}
+    flat = tuple(versions) == ("1.2",)
+    for split, count in (("training", train), ("validation", val), ("testing", test)):
+        for i in range(count):
+            image(root / split / "images" / f"{i:03}.jpg", size)
+            for version in versions if split != "testing" else ():
+                folder = root / split / ("labels" if flat else f"v{version}/labels")
+                _with_palette(label(folder / f"{i:03}.png", ids[version], size), ids[version])
+    for version in versions:
+        config = {"labels": [{"name": "animal--bird"}, {"name": "construction--barrier--curb"}]}
+        _write(root / ("config.json" if flat else f"config_v{version}.json"), config)
+    return root
+
+
 def folder(root: Path, size=SIZE, classes=CLASSES, train=4, val=2, labelled=True, brightness=255) -> Path:
     """The project's own layout; every image but the first lies one folder deeper. classes=None: no classes.json."""
     for split, count in (("train", train), ("val", val)):
@@ -132,9 +163,19 @@ def bare(root: Path, size=SIZE, count=3, brightness=60) -> Path:
 
 
 def _label_of_kind(path: Path, kind: str, size) -> Path:
-    if kind in ("color", "labelColor"):
+    if kind in ("color", "labelColor", "labelColors"):
         return image(path, size)
     return label(path, LABEL_IDS if kind == "labelIds" else TRAIN_IDS, size)
+
+
+def _with_palette(path: Path, ids: tuple[int, ...]) -> None:
+    """Show the first three ids in the colours of Cityscapes' road, sky and car."""
+    picture, palette = Image.open(path), [9] * 768
+    for i, color in zip(ids, ((128, 64, 128), (70, 130, 180), (0, 0, 142)), strict=False):
+        palette[3 * i : 3 * i + 3] = color
+    picture = Image.fromarray(np.asarray(picture), "P")
+    picture.putpalette(palette)
+    picture.save(path)
 
 
 def _random(path: Path) -> np.random.Generator:

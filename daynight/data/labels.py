@@ -1,6 +1,7 @@
-"""Classes and label maps: train ids in one channel, 255 where nothing is to be learned or scored."""
+"""Classes and label maps: train ids in one channel, 255 where nothing is learned or scored."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,34 @@ _TRAINED = (
     ("bicycle", 33, (119, 11, 32)),
 )
 CITYSCAPES = Classes(tuple(name for name, _, _ in _TRAINED), tuple(color for _, _, color in _TRAINED))
-LABEL_ID_COUNT = 34  # 0 'unlabeled' to 33 'bicycle'; -1 'license plate' is 255 in a file of bytes
 
-TRAIN_ID_OF = np.full(256, IGNORE, np.uint8)  # indexed by label id
+
+class LabelKind(str):
+    """What the values of a label file mean. As a string it is the kind's name in reports: "labelIds".
+
+    value: what one value is, in words. count: files hold the ids 0 to count - 1; None where they hold train ids.
+    train_ids: indexed by id, 256 uint8, 255 for what is ignored. refused: why files of this kind are not read, or "".
+    """
+
+    def __new__(cls, name: str, value="train id", count=None, train_ids: Mapping[int, int] | None = None, refused=""):
+        """train_ids: the train id of each id that is not ignored."""
+        kind = super().__new__(cls, name)
+        kind.value, kind.count, kind.refused = value, count, refused
+        kind.train_ids = np.full(256, IGNORE, np.uint8) if count else np.arange(256, dtype=np.uint8)
+        for i, train_id in (train_ids or {}).items():
+            kind.train_ids[i] = train_id
+        return kind
+
+
+LABEL_ID_COUNT = 34  # 0 'unlabeled' to 33 'bicycle'; -1 'license plate' is 255 in a file of bytes
+LABEL_IDS = LabelKind("labelIds", "Cityscapes label id", LABEL_ID_COUNT, {row[1]: i for i, row in enumerate(_TRAINED)})
+LABEL_TRAIN_IDS, TRAIN_IDS = LabelKind("labelTrainIds"), LabelKind("trainIds")
+COLORS = LabelKind("color", refused="colour-coded")
+KINDS = {kind: kind for kind in (LABEL_IDS, LABEL_TRAIN_IDS, TRAIN_IDS, COLORS)}
+
+TRAIN_ID_OF = LABEL_IDS.train_ids  # indexed by label id
 LABEL_ID_OF = np.zeros(256, np.uint8)  # indexed by train id; what is ignored becomes 0 'unlabeled'
-for _train_id, (_, _label_id, _) in enumerate(_TRAINED):
-    TRAIN_ID_OF[_label_id] = _train_id
-    LABEL_ID_OF[_train_id] = _label_id
+LABEL_ID_OF[: len(_TRAINED)] = [label_id for _, label_id, _ in _TRAINED]
 TRAIN_ID_OF.flags.writeable = LABEL_ID_OF.flags.writeable = False
 
 
@@ -100,15 +122,15 @@ def check_classes(entries, path: Path) -> Classes:
 def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | None = None) -> np.ndarray:
     """The label map of one image as train ids: H×W uint8, each 0 to len(classes) - 1 or 255 = ignore.
 
-    kind: "labelIds" (Cityscapes ids, mapped to train ids) or "labelTrainIds" / "trainIds" (as they are).
-    size: (height, width) of the image. Palette files are read by index. Raises InputError with the file's name when
-    it is unreadable, colour-coded (a palette file too, if it shows classes by colour and not by index), of another size
-    than its image, or holds a value that is no class.
+    kind: a `LabelKind` or the name "labelIds", "labelTrainIds" or "trainIds". size: (height, width) of the image.
+    Palette files are read by index. Raises InputError with the file's name when the file is unreadable, colour-coded
+    (also a palette file that shows classes by colour and not by index), of another size than its image, or holds a
+    value that is no class.
     """
-    if kind not in ("labelIds", "labelTrainIds", "trainIds"):
+    kind = KINDS.get(kind, kind)
+    if not isinstance(kind, LabelKind) or kind.refused:
         raise ValueError(f"label kind {kind!r}")
-    ids = "Cityscapes label ids" if kind == "labelIds" else "train ids"
-    wanted = f"{ids} in one channel, {IGNORE} = ignore"
+    wanted = f"{kind.value}s in one channel, {IGNORE} = ignore"
     try:
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
@@ -116,35 +138,48 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     # Pillow answers damaged files with exceptions of any kind
     except Exception as error:
         cause = getattr(error, "strerror", None) or "damaged, or not an image"
-        raise Unreadable(f"{path}: cannot be read as a label ({cause}); expected a PNG with {ids}") from error
+        raise Unreadable(f"{path}: cannot be read as a label ({cause}); expected a PNG with {kind.value}s") from error
+    problem = problem_of_label(mode, values.shape[:2], size, wanted)
+    if not problem and mode == "P" and _is_colored(values, palette, kind, classes):
+        problem = f"colour-coded (a palette whose indices are no ids); expected {wanted}"
+    problem = problem or _wrong_value(values, kind, classes)
+    if problem:
+        raise InputError(f"{path}: {problem}")
+    return kind.train_ids[values.astype(np.uint8)]
+
+
+def problem_of_label(
+    mode: str, size: tuple[int, int], image_size: tuple[int, int] | None, wanted: str = "ids in one channel"
+) -> str | None:
+    """What the header of a label file shows to be wrong, in words; None if nothing.
+
+    mode: Pillow's. Sizes are (height, width), that of the image None where it is not known.
+    """
     if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
-        raise InputError(f"{path}: colour-coded ({mode}); expected {wanted}")
-    if mode == "P" and _is_colored(values, palette, kind, classes):
-        raise InputError(f"{path}: colour-coded (a palette whose indices are no ids); expected {wanted}")
-    if size is not None and values.shape != tuple(size):
-        has, wants = (f"{height}x{width}" for height, width in (values.shape, size))
-        raise InputError(f"{path}: label of {has} (height x width) for an image of {wants}; expected the same size")
-    if mode == "1":
-        values = values.astype(np.uint8)
+        return f"colour-coded ({mode}); expected {wanted}"
+    if image_size is not None and tuple(size) != tuple(image_size):
+        has, wants = (f"{height}x{width}" for height, width in (size, image_size))
+        return f"label of {has} (height x width) for an image of {wants}; expected the same size"
+    return None
 
-    count = LABEL_ID_COUNT if kind == "labelIds" else len(classes)
+
+def _wrong_value(values: np.ndarray, kind: LabelKind, classes: Classes) -> str | None:
+    """The first value that is neither an id nor 255, in words; None if there is none."""
+    count = kind.count or len(classes)
     wrong = ((values < 0) | (values >= count)) & (values != IGNORE)
-    if wrong.any():
-        value = int(values[wrong].min())
-        if kind == "labelIds":
-            raise InputError(f"{path}: value {value} is no Cityscapes label id; expected 0 to 33, or 255 = ignore")
-        hint = "; for Cityscapes ids use labelIds" if classes == CITYSCAPES and value < LABEL_ID_COUNT else ""
-        raise InputError(
-            f"{path}: value {value} is no class: there are {count} classes, so 0 to {count - 1}, or 255 = ignore{hint}"
-        )
-    values = values.astype(np.uint8, copy=True)  # the array under a Pillow image is read-only
-    return TRAIN_ID_OF[values] if kind == "labelIds" else values
+    if not wrong.any():
+        return None
+    value = int(values[wrong].min())
+    if kind.count:
+        return f"value {value} is no {kind.value}; expected 0 to {count - 1}, or 255 = ignore"
+    hint = "; for Cityscapes ids use labelIds" if classes == CITYSCAPES and value < LABEL_ID_COUNT else ""
+    return f"value {value} is no class: there are {count} classes, so 0 to {count - 1}, or 255 = ignore{hint}"
 
 
-def _is_colored(values: np.ndarray, palette: np.ndarray, kind: str, classes: Classes) -> bool:
+def _is_colored(values: np.ndarray, palette: np.ndarray, kind: LabelKind, classes: Classes) -> bool:
     """Whether most pixels of a palette file show the colour of a class other than the one that their index means."""
     counts = np.bincount(values.ravel(), minlength=256)[: len(palette)]
-    meant = TRAIN_ID_OF[: len(palette)] if kind == "labelIds" else np.arange(len(palette))
+    meant = kind.train_ids[: len(palette)]
     shown = [{i for i, color in enumerate(classes.colors) if color == tuple(entry)} for entry in palette.tolist()]
     other = [bool(found) and int(train_id) not in found for train_id, found in zip(meant, shown, strict=True)]
     return 2 * counts[np.array(other, bool)].sum() > values.size

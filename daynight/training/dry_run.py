@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from daynight.data.labels import problem_of_label
 from daynight.data.sets import ImageSet
 from daynight.system.console import counted, duration, say, warn
 from daynight.system.errors import InputError
@@ -130,12 +131,8 @@ def _look(pair: tuple[Path, Path | None]) -> tuple[int, int] | str:
         label_size, mode = _header(label)
     except Exception as error:
         return f"{label}: cannot be read as a label ({_reason(error)})"
-    if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
-        return f"{label}: colour-coded ({mode}); expected ids in one channel"
-    if label_size != size:
-        has, wants = (f"{height}x{width}" for height, width in (label_size, size))
-        return f"{label}: label of {has} (height x width) for an image of {wants}; expected the same size"
-    return size
+    problem = problem_of_label(mode, label_size, size)
+    return f"{label}: {problem}" if problem else size
 
 
 def _reason(error: Exception) -> str:

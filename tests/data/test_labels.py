@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from daynight.data.labels import (
     LABEL_ID_OF,
     TRAIN_ID_OF,
     Classes,
+    LabelKind,
     colorize,
+    problem_of_label,
     read_classes,
     read_label,
     to_label_ids,
@@ -88,6 +91,17 @@ def test_label_ids_are_mapped_and_train_ids_are_not(tmp_path):
     assert read_label(path, "labelTrainIds", CITYSCAPES).tolist() == [[7, 13], [0, 255]]
 
 
+def test_ids_are_mapped_by_the_table_of_their_kind(tmp_path):
+    kind = pickle.loads(pickle.dumps(LabelKind("own ids", "id of mine", 4, {1: 0, 3: 2})))  # as workers get it
+    assert kind == "own ids"
+    path = save(tmp_path / "a.png", np.array([[0, 1, 2, 3, 255]], np.uint8))
+    assert read_label(path, kind, THREE).tolist() == [[255, 0, 255, 2, 255]]
+    path = save(tmp_path / "b.png", np.array([[1, 4]], np.uint8))
+    assert "value 4 is no id of mine; expected 0 to 3, or 255 = ignore" in message(read_label, path, kind, THREE)
+    with pytest.raises(ValueError):
+        read_label(path, "own ids", THREE)
+
+
 def test_a_label_can_be_written_to(tmp_path):
     label = read_label(save(tmp_path / "a.png", np.zeros((2, 3), np.uint8)), "trainIds", THREE)
     label[:] = 255
@@ -146,6 +160,12 @@ def test_colour_coded_labels_are_refused(tmp_path, mode):
     path = save(tmp_path / "a.png", np.zeros((2, 2), np.uint8), mode)
     said = message(read_label, path, "trainIds", THREE)
     assert str(path) in said and mode in said and "train ids in one channel" in said
+
+
+def test_the_header_of_a_label_is_judged_without_its_values():
+    assert problem_of_label("P", (4, 6), (4, 6)) is None and problem_of_label("I;16B", (4, 6), None) is None
+    assert "colour-coded (RGB); expected ids in one channel" in problem_of_label("RGB", (4, 6), (4, 6))
+    assert problem_of_label("L", (4, 6), (6, 4)).startswith("label of 4x6 (height x width) for an image of 6x4")
 
 
 def test_a_label_of_another_size_than_its_image(tmp_path):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import trees
+from test_cli import daynight
 
 from daynight.data.labels import CITYSCAPES, read_label
 from daynight.data.layouts.tree import locate, resolve
@@ -253,6 +254,102 @@ def test_nighttime_driving_says_which_labels(tmp_path):
     assert "night images only" in message(load, "nd", tmp_path, "--day", splits=None, time="day")
 
 
+def test_idd(tmp_path):
+    root = trees.idd(tmp_path / "idd")
+    train = load("idd", tmp_path, "--day", labelled=True, time="day")
+    assert str(train) == "idd: IDD, train, 3 images, 3 labels (labelTrainIds), 19 classes" and train.notes == ()
+    assert train.classes is CITYSCAPES and {path.suffix for path in train.images} == {".png", ".jpg"}
+    assert names(train.labels, root)[0] == "gtFine/train/0/005506_gtFine_labelcsTrainIds.png"
+    assert train.stem(train.images[0]) == "005506"
+    assert {int(v) for label in read_all(train) for v in label.flat} == set(trees.TRAIN_IDS)
+    assert load("idd", tmp_path, "--dataset", splits=None, labelled=True, labels="labelTrainIds").split == "val"
+    assert "labels of this layout are train ids" in message(load, "idd", tmp_path, "--dataset", labels="labelIds")
+    assert describe("idd", tmp_path, "--dataset") == [
+        "idd: IDD, train, 3 images, 3 labels (labelTrainIds), 19 classes",
+        "idd: IDD, val, 2 images, 2 labels (labelTrainIds), 19 classes",
+        "idd: eval scores IDD, val",
+    ]
+    renamed = load(str(trees.idd(tmp_path / "renamed", kinds=("labelTrainIds",))), tmp_path, "--day", labelled=True)
+    assert renamed.label_kind == "labelTrainIds" and len(read_all(renamed)) == 3
+
+
+@pytest.mark.parametrize("kind", ["level3Ids", None])
+def test_idd_without_the_classes_of_cityscapes(tmp_path, kind):
+    """As it is downloaded there are polygons only; the ids of its levels are classes of its own."""
+    root = trees.idd(tmp_path / "idd", kinds=(f"label{kind}",) if kind else ())
+    said = message(load, "idd", tmp_path, "--day", labelled=True)
+    assert "IDD's own classes" in said and "--id-type csTrainId" in said and "gtFine_labelcsTrainIds.png" in said
+    unlabelled = load("idd", tmp_path, "--day")
+    assert set(unlabelled.labels) == {None} and "not used" in unlabelled.notes[-1]
+    shutil.rmtree(root / "gtFine")
+    assert str(load("idd", tmp_path, "--day")) == "idd: IDD, train, 3 images, no labels"
+
+
+def test_cityscapes_with_numbered_folders_is_not_idd(tmp_path):
+    root = tmp_path / "mine"
+    trees.image(root / "leftImg8bit/train/0/000001_leftImg8bit.png")
+    trees.label(root / "gtFine/train/0/000001_gtFine_labelIds.png", trees.LABEL_IDS)
+    found = load("mine", tmp_path, "--day", labelled=True)
+    assert (found.layout, found.label_kind) == ("Cityscapes", "labelIds")
+
+
+@pytest.mark.parametrize("version", ["1.2", "2.0"])
+def test_mapillary_vistas(tmp_path, version):
+    """The stripes are ids of road, sky, car, a sign's back and a vehicle group: the last two have no class."""
+    root = trees.mapillary_vistas(tmp_path / "vistas", versions=(version,))
+    train = load("vistas", tmp_path, "--day", labelled=True, time="day")
+    assert str(train) == f"vistas: Mapillary Vistas, train, 3 images, 3 labels (Vistas {version} ids), 19 classes"
+    assert names(train.images, root)[0] == "training/images/000.jpg" and train.classes is CITYSCAPES
+    folder = {"1.2": "training/labels", "2.0": "training/v2.0/labels"}[version]
+    assert names(train.labels, root)[0] == f"{folder}/000.png"
+    assert {int(v) for label in read_all(train) for v in label.flat} == {0, 10, 13, 255}
+    assert describe("vistas", tmp_path, "--dataset") == [
+        "vistas: Mapillary Vistas, test, 1 image, no labels",
+        f"vistas: Mapillary Vistas, train, 3 images, 3 labels (Vistas {version} ids), 19 classes",
+        f"vistas: Mapillary Vistas, val, 2 images, 2 labels (Vistas {version} ids), 19 classes",
+        "vistas: eval scores Mapillary Vistas, val",
+    ]
+    assert "leave --labels labelIds out" in message(load, "vistas", tmp_path, "--dataset", labels="labelIds")
+    assert "'training'" in message(load, "vistas", tmp_path, "--dataset", splits=("training",))
+    trees.label(train.labels[0], [66 if version == "1.2" else 124])
+    assert f"no Mapillary Vistas {version} id" in message(read_all, train)
+
+
+def test_mapillary_vistas_with_labels_of_both_versions(tmp_path):
+    root = trees.mapillary_vistas(tmp_path / "vistas", versions=("1.2", "2.0"))
+    train = load("vistas", tmp_path, "--day", labelled=True)
+    assert train.label_kind == "Vistas 1.2 ids" and "training/v1.2/labels" in names(train.labels, root)[0]
+    label = "{}/v{}/labels/00{}.png"
+    labels = {
+        label.format(s, v, i) for s, n in (("training", 3), ("validation", 2)) for v in (1.2, "2.0") for i in range(n)
+    }
+    assert set(names(companions(root), root)) == labels | {"config_v1.2.json", "config_v2.0.json"}
+
+
+def test_idd_and_mapillary_vistas_on_the_command_line(tmp_path):
+    trees.idd(tmp_path / "data/idd")
+    trees.mapillary_vistas(tmp_path / "data/vistas", versions=("1.2", "2.0"))
+    result = daynight("eval --dry-run --dataset idd --dataset vistas", tmp_path)
+    assert result.code == 0, result
+    for line in ("idd: eval scores IDD, val", "vistas: eval scores Mapillary Vistas, val"):
+        assert line in result.out
+    assert "2 labels (Vistas 1.2 ids), 19 classes" in result.out and result.out.count("share of pixels") == 2
+
+
+def test_folders_like_those_of_mapillary_vistas_are_of_other_classes(tmp_path):
+    """Nothing says what the ids of such labels mean, so they are never mapped."""
+    root = trees.mapillary_vistas(tmp_path / "mine", versions=("1.2",))
+    (root / "config.json").write_text('{"labels": []}')
+    assert "several data sets" in message(load, "mine", tmp_path, "--day", labelled=True)
+
+
+def test_a_part_of_mapillary_vistas(tmp_path):
+    root = trees.mapillary_vistas(tmp_path / "vistas", versions=("2.0",))
+    assert len(load("vistas/training/images", tmp_path, "--night").images) == 3
+    said = message(load, "vistas/training/v2.0", tmp_path, "--night")
+    assert "holds labels of Mapillary Vistas" in said and said.endswith(f"give {root}")
+
+
 def test_folder(tmp_path):
     root = trees.folder(tmp_path / "mine")
     train = load("mine", tmp_path, "--day", labelled=True)
@@ -380,6 +477,7 @@ def test_bdd100k_as_its_later_zips_unpack(tmp_path):
 @pytest.mark.parametrize(
     "draw, kinds, words",
     [
+        (trees.idd, {"kinds": ("labelColors",)}, ("gtFine_labelColors.png", "gtFine_labelcsTrainIds.png")),
         (trees.cityscapes, {"kinds": ("color",)}, ("gtFine_color.png", "gtFine_labelIds.png")),
         (trees.dark_zurich, {"kind": "labelColor"}, ("gt_labelColor.png", "gt_labelTrainIds.png")),
         (trees.acdc, {"kind": "labelColor"}, ("gt_labelColor.png", "gt_labelTrainIds.png")),
@@ -472,14 +570,15 @@ def test_describe_dark_zurich(tmp_path):
 
 @pytest.mark.parametrize("given", ["leftImg8bit", "images/100k", "images", "rgb_anon"])
 def test_the_folder_of_the_images_stands_for_its_data_set(tmp_path, monkeypatch, given):
+    """Else the splits would be mixed. The images of one split are a bare tree."""
     draw = {"l": trees.cityscapes, "i": trees.bdd100k, "r": trees.dark_zurich}[given[0]]
     root = draw(tmp_path / "x")
     found = load(f"x/{given}", tmp_path, "--night")
     assert found.root == root and found.images == load("x", tmp_path, "--night").images
     assert str(root) in found.notes[0]
     split = str(next(folder for folder in found.images[0].parents if folder.name == "train"))
-    assert split in load(split, tmp_path, "--night").notes[0]
-    assert f"{root} has them" in message(load, split, tmp_path, "--day", labelled=True)
+    assert set(load(split, tmp_path, "--night").images) == set(found.images)
+    assert "no labels" in message(load, split, tmp_path, "--day", labelled=True)
     monkeypatch.chdir(root / given)
     assert load(".", tmp_path, "--night").images == found.images
 
@@ -550,6 +649,7 @@ def test_companions(tmp_path):
 def test_images_and_companions_make_a_labelled_data_set(tmp_path):
     """What `translate` relies on."""
     draws = (trees.cityscapes, trees.dark_zurich, trees.acdc, trees.nighttime_driving, trees.folder)
+    draws += (trees.idd, trees.mapillary_vistas)
     for draw in draws:
         root = draw(tmp_path / draw.__name__)
         copy = tmp_path / f"{draw.__name__}_night"
@@ -558,7 +658,7 @@ def test_images_and_companions_make_a_labelled_data_set(tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
         before, after = (load(str(tree), tmp_path, "--in", splits=None, labelled=True) for tree in (root, copy))
-        assert locate(copy).layout == locate(root).layout
+        assert type(locate(copy)) is type(locate(root))
         assert names(after.labels, copy) == names(before.labels, root)
 
 

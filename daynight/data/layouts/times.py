@@ -1,4 +1,4 @@
-"""The time of day of BDD100K's images: any generation of its JSON, hundreds of MB, read once and remembered."""
+"""The time of day of BDD100K's images, from any generation of its JSON: up to 1 GB, read once and remembered."""
 
 import hashlib
 import json
@@ -6,10 +6,12 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from daynight import __version__
 from daynight.system.errors import InputError
+from daynight.system.files import replace
 
 # 2018, one JSON an image as in later downloads, the two releases of detection labels of 2020
 _GENERATIONS = (
@@ -24,7 +26,7 @@ _SEPARATOR = re.compile(r"[\s,]*")
 def times_of_day(labels: Path, splits: Sequence[str]) -> dict[str, str]:
     """ "daytime", "night", "dawn/dusk" or "undefined" of each image that has an entry, by its stem.
 
-    labels: the folder `labels` of a BDD100K tree. Each split is read from the first generation that is there; {} where
+    labels: the folder `labels` of a BDD100K tree. Each split is read from the first generation that is there; {} if
     none is. Raises InputError with the file's name.
     """
     times = {}
@@ -37,12 +39,12 @@ def times_of_day(labels: Path, splits: Sequence[str]) -> dict[str, str]:
 
 
 def expected_files(split: str) -> str:
-    """What `times_of_day` looks for, in words."""
+    """The files that `times_of_day` looks for, in words."""
     return " or ".join("labels/" + pattern.format(split) for pattern in _GENERATIONS)
 
 
 def _remembered(files: list[Path]) -> dict[str, str]:
-    """The times of all files, from the user's cache where they were read before: by path, size and time of change."""
+    """The times in all files; from the user's cache where files of this path, size and time of change were read."""
     digest, newest = hashlib.sha256(__version__.encode()), 0
     try:
         for file in files:
@@ -62,22 +64,11 @@ def _remembered(files: list[Path]) -> dict[str, str]:
     times = {stem: when for file in files for stem, when in _read(file)}
     # without a home, expanduser leaves the ~
     if times and settled and cache.is_absolute():
-        _write(cache, times)
+        # a cache that cannot be written costs time, not the run
+        with suppress(OSError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            replace(cache, lambda temporary: temporary.write_text(json.dumps(times), encoding="utf-8"))
     return times
-
-
-def _write(cache: Path, times: dict[str, str]) -> None:
-    """Whole or not at all; a cache that cannot be written costs time, not the run."""
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.part")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(times), encoding="utf-8")
-        os.replace(temporary, cache)
-    except OSError:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
 
 
 def _read(file: Path) -> Iterator[tuple[str, str]]:
@@ -101,7 +92,7 @@ def _read(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _entries(file: Path) -> Iterator:
-    """The entries of a JSON list one by one, or the one entry that a file is, a few MB in memory at a time."""
+    """The entries of a JSON list one by one, with a few MB in memory at a time; or the one entry that a file holds."""
     decode, size = json.JSONDecoder().raw_decode, 1 << 20
     with open(file, encoding="utf-8-sig") as stream:
         text = stream.read(size).lstrip()
@@ -116,7 +107,7 @@ def _entries(file: Path) -> Iterator:
             try:
                 entry, position = decode(text, position)
             except ValueError:
-                # an entry goes on beyond what was read
+                # the entry is longer than what was read
                 more = stream.read(max(size, len(text) - position))
                 if not more:
                     raise

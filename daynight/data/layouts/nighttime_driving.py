@@ -1,0 +1,22 @@
+"""Nighttime Driving: 50 labelled night images to evaluate on."""
+
+from pathlib import Path
+
+from daynight.data.layouts.layout import Layout, has, of_kinds
+
+_LABELS = "gtCoarse_daytime_trainvaltest"
+
+
+class NighttimeDriving(Layout):
+    name, short = "Nighttime Driving", "nd"
+    night_only = True
+    images = ("leftImg8bit/{split}/**/*_leftImg8bit",)
+    # papers scored the labelTrainIds of 2018; the labelIds, corrected in 2019, differ
+    labels = of_kinds(_LABELS + "/{split}/**/*_gtCoarse_{kind}.png", "labelTrainIds", "labelIds", "color")
+    label_notes = {
+        "labelTrainIds": "labels are the labelTrainIds of 2018; --labels labelIds takes those corrected in 2019"
+    }
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        return has(root, "leftImg8bit") and has(root, _LABELS, "leftImg8bit/test/night")
