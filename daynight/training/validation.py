@@ -106,6 +106,7 @@ class Validation:
     def __init__(self, run, best: Best, skipped):
         self.run, self.best, self.skipped = run, best, skipped
         self.every, self.accelerator = run.options.validate_every, run.accelerator
+        self.images: dict[str, dict[int, tuple]] = {}  # by kind and number
 
     def __call__(self, step: int) -> dict[str, float]:
         """What to log after this step: nothing, unless a validation is due."""
@@ -123,11 +124,13 @@ class Validation:
     def seconds(self) -> float:
         """How long a validation will take, measured on one image of each kind."""
         total = 0.0
-        for first, count in self.firsts() if self.every else ():
+        for kind, images in self.images.items():
+            first = copy(self)
+            first.images = {name: dict(list(some.items())[: name == kind]) for name, some in self.images.items()}
             began = time.monotonic()
             with torch.no_grad():
                 first.measure()
-            total += (time.monotonic() - began) * count
+            total += (time.monotonic() - began) * len(images)
         return total
 
     def tell_unmeasured(self, measured: bool) -> None:
@@ -173,15 +176,15 @@ class TranslationValidation(Validation):
         self.day2night, self.night2day = averaged["day2night"], averaged["night2day"]
         if not self.every:
             return
-        self.days, self.nights = self.crops(held["--day"]), self.crops(held["--night"] if features else [])
-        days, nights = (sum(gathered(len(crops))) for crops in (self.days, self.nights))
+        self.images = {"day": self.crops(held["--day"]), "night": self.crops(held["--night"] if features else [])}
+        days, nights = (sum(gathered(len(crops))) for crops in self.images.values())
         self.counts = {"held_out_day": days} | ({"held_out_night": nights} if features else {})
-        self.with_kid = features is not None and min(days, nights) >= 3
+        with_kid = features is not None and min(days, nights) >= 3
         if not features:
             say("KID is not measured: --lambda-feature 0 loads no network to see with")
-        elif not self.with_kid:
+        elif not with_kid:
             say(f"KID is not measured: it needs 3 held-out images by day and by night, here are {days} and {nights}")
-        self.tell_unmeasured(days and self.with_kid)
+        self.tell_unmeasured(with_kid)
         self.real = None  # found at the first validation, when the layers' mean squares are known
 
     def crops(self, sets: list[ImageSet]) -> dict[int, tuple[torch.Tensor, tuple[int, int]]]:
@@ -201,12 +204,12 @@ class TranslationValidation(Validation):
 
     def measure(self) -> dict[str, float]:
         device = self.run.device
-        if self.real is None and self.with_kid:
-            nights = {i: self.vector(self.features(x[None].to(device))) for i, (x, _) in self.nights.items()}
-            self.real = torch.stack(self.all_of(nights.items()))
+        if self.real is None:
+            nights = {i: self.vector(self.features(x[None].to(device))) for i, (x, _) in self.images["night"].items()}
+            self.real = self.all_of(nights.items())
         names = self.judge.config["names"] if self.judge else []
         found, judged = {}, torch.zeros(len(names), len(names), dtype=torch.int64)
-        for i, (day, seen_at) in self.days.items():
+        for i, (day, seen_at) in self.images["day"].items():
             day = day[None].to(device)
             with self.accelerator.autocast():
                 fake = self.day2night(day)
@@ -225,8 +228,9 @@ class TranslationValidation(Validation):
         if not of_images:
             return {}
         values = {}
-        if self.with_kid:
-            values["kid"], values["kid_error"] = kid(torch.stack([one["vector"] for one in of_images]), self.real)
+        if min(len(of_images), len(self.real)) >= 3:
+            vectors = torch.stack([one["vector"] for one in of_images])
+            values["kid"], values["kid_error"] = kid(vectors, torch.stack(self.real))
         for name in ("feature", "cycle") if self.features else ("cycle",):
             values[name] = sum(one[name] for one in of_images) / len(of_images)
         if self.judge:
@@ -235,12 +239,6 @@ class TranslationValidation(Validation):
             values["kept"] = 100 * accuracy(judged)
             values |= {f"kept/{name}": x for name, x in zip(names, shares, strict=True)}
         return values | self.counts
-
-    def firsts(self):
-        """Validations of one image, and how many there are like it."""
-        first = copy(self)
-        first.days, first.with_kid = dict(list(self.days.items())[:1]), False
-        yield first, len(self.days)
 
     def vector(self, features) -> torch.Tensor:
         """Of one image what KID compares: D numbers."""
@@ -279,34 +277,25 @@ class SegmentationValidation(Validation):
         if not self.every:
             return
         options = run.options
+        # in memory, as bytes: a run should not end at a later validation because a file is gone by then
+        for name, some in {"day": held["--day"], "validate_on": [labelled] if labelled else []}.items():
+            for image_set in (s for s in some if s.images):
+                photographs = LabelledPhotographs(image_set, options.size)
+                self.images[name] = self.readable(levels_and_labels, photographs)
+        self.tell_unmeasured(best.measure.removesuffix("_miou") in self.images)
         nights = [path for s in held.get("--night", []) for path in s.images]
         nights = [nights[i] for i in evenly(len(nights), options.validate_images)]
-        # in memory, as bytes: a run should not end at a later validation because a file is gone by then
-        self.nights = self.readable(lambda i, images: images.levels(i), Photographs(nights, options.size))
-        sets = {"day": held["--day"][0], "validate_on": labelled}
-        self.labelled = {
-            name: self.readable(levels_and_labels, LabelledPhotographs(image_set, options.size))
-            for name, image_set in sets.items()
-            if image_set and image_set.images
-        }
-        self.tell_unmeasured(best.measure.removesuffix("_miou") in self.labelled)
+        self.images["night"] = self.readable(lambda i, images: images.levels(i), Photographs(nights, options.size))
 
     def measure(self) -> dict[str, float]:
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()
         try:
-            found = [self.scores(name, images) for name, images in self.labelled.items()] + [self.agreement()]
+            found = [self.scores(n, x) for n, x in self.images.items() if n != "night"] + [self.agreement()]
         finally:
             for module, mode in modes.items():
                 module.training = mode
         return {name: value for values in found for name, value in values.items()}
-
-    def firsts(self):
-        """Validations of one image, and how many there are like it."""
-        for name, images in {"night": self.nights, **self.labelled}.items():
-            first, one = copy(self), dict(list(images.items())[:1])
-            first.nights, first.labelled = (one, {}) if name == "night" else ({}, {name: one})
-            yield first, len(images)
 
     def logits(self, model, image) -> torch.Tensor:
         with self.accelerator.autocast():
@@ -332,7 +321,7 @@ class SegmentationValidation(Validation):
         """What teacher and student make of night images, without labels."""
         classes, rho = len(self.teacher.config["names"]), numbers(self.run.options.rho)[1]
         matrix, pixels = torch.zeros(classes, classes, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-        for image in self.nights.values():
+        for image in self.images["night"].values():
             image = in_range(image, self.run.device)
             logits, others = self.logits(self.teacher, image), self.logits(self.student, image)
             matrix += confusion_matrix(logits.argmax(1), others.argmax(1), classes).cpu()

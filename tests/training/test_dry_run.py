@@ -167,16 +167,6 @@ def test_whatever_is_damaged_is_listed(home):
     assert result.code == 0 and "memory" in result.out
 
 
-def test_nothing_is_decoded_that_ends_as_it_should(home, monkeypatch):
-    day_set, dark = (load(str(home / "data" / name), home, "--day") for name in ("day", "dark"))
-
-    def load_pixels(self):
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load_pixels)
-    check_files([day_set], [dark])
-
-
 def test_an_image_that_is_turned_is_as_high_as_it_is_shown(home):
     """As photographs of phones are: the label is upright."""
     image = Image.open(home / "data/day/images/train/000.jpg")
