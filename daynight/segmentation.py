@@ -8,10 +8,11 @@ import torch
 from daynight import losses
 from daynight.config import SegTrainOptions, numbers
 from daynight.data.cache import open_cache
+from daynight.data.layouts.tree import resolve
 from daynight.data.sampling import Skipped, batches, generator
-from daynight.data.sets import ImageSet, announce, check_disjoint, load, thinned
+from daynight.data.sets import ImageSet, announce, check_disjoint, counterparts, load, thinned
 from daynight.data.transforms import to_image
-from daynight.data.translated import FREE_TRANSLATORS, Draw, Either, Folder, Network, folder_of_translations
+from daynight.data.translated import UNTRAINED, Draw, Either, Folder, Network
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.ema import EMA
 from daynight.models.generator import Generator
@@ -60,15 +61,16 @@ def train(options: SegTrainOptions) -> None:
     sets, held, labelled = read_sets(options, root)
     days = {name[2:].replace("-", "_"): some[0] for name, some in sets.items() if some and name != "--night"}
     source = translation_source(options, days, root)
-    say(f"training on {train_on}" + f", translations from {source}" * bool(source) + ", SSL" * options.ssl)
+    say(f"training on {train_on}" + (f", translations from {source.name}" if source else "") + ", SSL" * options.ssl)
     torch.manual_seed(options.seed)
     student = build_student(options, days["day"])
-    translator = (
-        load_model(source.path, "day2night", "--translator", Generator) if isinstance(source, Network) else None
-    )
+    online = isinstance(source, Network)
+    translator = load_model(source.name, "day2night", "--translator", Generator) if online else None
     draw = Draw(options, days, sets["--night"], source)
     if options.dry_run:
-        rehearse_reading(options, draw, sets, held, labelled)
+        with_labels = [*sets["--day"], *held.get("--day", []), *([labelled] if labelled else [])]
+        others = sets["--night"] + sets["--unlabelled-day"] + held.get("--night", [])
+        check_files(with_labels, others, draw.translated_files(), options.skip_unreadable)
     data = fingerprints(sets, held) | {"translations": source.identity if source else "none"}
     run.open(data | ({"--validate-on": labelled.fingerprint()} if labelled else {}), sets)
     cache = open_cache(options, run.folder)
@@ -85,7 +87,7 @@ def train(options: SegTrainOptions) -> None:
     run.resume(checkpoint)
     skipped = Skipped(run.folder / "skipped.txt", run.resumed) if options.skip_unreadable else None
     validation = SegmentationValidation(run, best, skipped, held, labelled, student, teacher.model)
-    health = TeacherHealth(days["day"].classes.names, min(2000, max(100, run.total // 5)), run.lines())
+    health = TeacherHealth(days["day"].classes.names, min(2000, max(100, run.total // 5)), run.logger.lines(run.first))
 
     accelerator, plain_student, look = run.accelerator, student, teacher.model
     student, optimizer = accelerator.prepare(student.train(), optimizer)
@@ -102,7 +104,7 @@ def train(options: SegTrainOptions) -> None:
             with torch.no_grad():
                 batch |= {f"fake_{name}": translator(batch[name]) for name in days if name in batch}
         clean = {"day": ["day"], "translated": ["fake_day"], "both": ["day", "fake_day"]}[train_on]
-        valid = run.mean((batch["labels"] != 255).sum().float())
+        valid = accelerator.reduce((batch["labels"] != 255).sum().float(), "mean")
 
         noisy, dropout, rho, weight = {}, [], 0.0, 0.0
         if step >= draw.ssl_start:
@@ -144,13 +146,6 @@ def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSe
     return sets, held, labelled_set(options, sets["--day"][0], root)
 
 
-def rehearse_reading(options: SegTrainOptions, draw: Draw, sets: dict, held: dict, labelled: ImageSet | None) -> None:
-    """Open every file that the run will read."""
-    with_labels = [*sets["--day"], *held.get("--day", []), *filter(None, [labelled])]
-    others = sets["--night"] + sets["--unlabelled-day"] + held.get("--night", [])
-    check_files(with_labels, others, draw.translations(), options.skip_unreadable)
-
-
 def labelled_set(options: SegTrainOptions, day_set: ImageSet, root: Path) -> ImageSet | None:
     """What --validate-on names. Raises `InputError` where its classes are others, or its images are trained on."""
     if not options.validate_on or not options.validate_every:
@@ -172,20 +167,21 @@ def translation_source(options: SegTrainOptions, days: dict[str, ImageSet], root
     """
     if trained_on(options) == "day":
         return None
-    free = FREE_TRANSLATORS[options.translator]() if options.translator in FREE_TRANSLATORS else None
-    folder = None
-    if not options.translator or options.translated:
-        folder = folder_of_translations(options.translated, options.day, days["day"], root)
-    if folder:
-        source = Folder(folder, days, options.size)
+    free = UNTRAINED[options.translator]() if options.translator in UNTRAINED else None
+    name, default, folders = f"{Path(options.day).name}_night", "runs/day2night", []
+    if options.translated:
+        folders = [resolve(options.translated, root, "--translated")]
+    elif not options.translator:
+        places = (path for path in (Path(name), root / name) if path.is_dir())
+        folders = [path for path in places if counterparts(days["day"].images, days["day"].root, path)]
+    if folders:
+        source = Folder(folders[0], days, options.size)
         return Either(source, free) if free else source
     if free:
         return free
-    default = "runs/day2night"
     if options.translator or (Path(default) / "day2night" / "config.json").is_file():
         run = options.translator or default
         return Network(run, identity(find_model(run, "day2night", "--translator")))
-    name = f"{Path(options.day).name}_night"
     raise InputError(
         f"no translation of {options.day}: neither a whole {name}/ nor {default}; run daynight translate-train "
         "first, or give --translated DIR or --translator RUN|darken|fourier"
@@ -210,16 +206,8 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
         return student
 
     def build(**timm_options):
-        return DeepLabV2(
-            classes.names,
-            classes.colors,
-            options.backbone,
-            options.output_stride,
-            options.head_width,
-            frozen_norm=options.backbone_weights != "random",
-            size=options.size,
-            **timm_options,
-        )
+        settings = options.backbone, options.output_stride, options.head_width, options.backbone_weights != "random"
+        return DeepLabV2(classes.names, classes.colors, *settings, size=options.size, **timm_options)
 
     try:
         return pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")

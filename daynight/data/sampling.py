@@ -27,14 +27,14 @@ def choose(length: int, generator: torch.Generator) -> int:
 
 
 class Skipped:
-    """The files that a training went on without as they cannot be read: each is said once and listed in `file`.
+    """The files that a training could not read and left out: each is said once and listed in `file`.
 
-    `goes_on`: with a run that is resumed, its list is.
+    A run that `resumed` adds to the list that is there.
     """
 
-    def __init__(self, file: Path, goes_on: bool):
+    def __init__(self, file: Path, resumed: bool):
         self.file = file
-        if not goes_on:
+        if not resumed:
             file.unlink(missing_ok=True)
         self.lines = set(self._read())
 
@@ -59,7 +59,7 @@ class Skipped:
 class Samples(Dataset):
     """`samples[step, slot]` is what `draw` makes with the generator of (seed, step, slot), and the step.
 
-    `skip`: what comes next from that generator takes the place of what cannot be read; beside it why, a line each.
+    `skip`: if a file cannot be read, draw another sample from the same generator and give a line that says why.
     """
 
     def __init__(self, draw: Callable[[torch.Generator, int], dict], seed: int, skip: bool):
@@ -96,35 +96,28 @@ def _end_workers() -> None:
             child.kill()
 
 
-def loader(dataset: Dataset, workers: int, **settings) -> DataLoader:
-    """A DataLoader whose workers leave signals to this process and end with it, however it ends.
-
-    They are forked: the fork server that Python 3.14 would put between outlives a killed process, and they with it.
-    """
-    if not workers:
-        return DataLoader(dataset, **settings)
-    # when this process ends, multiprocessing sends SIGTERM to those that are left, and waits for them
-    multiprocessing.util.Finalize(None, _end_workers, exitpriority=1)
-    return DataLoader(
-        dataset, num_workers=workers, worker_init_fn=_leave_signals, multiprocessing_context="fork", **settings
-    )
-
-
 def batches(
     draw, seed: int, steps: range, slots: range, workers: int, skipped: Skipped | None = None
 ) -> Iterator[dict]:
     """One batch for each step, of the samples in `slots` (those of the global batch that this process works on).
 
     The number of workers changes nothing. What cannot be read ends it, as `Unreadable`, or is added to `skipped`.
-    Never hand it to `Accelerator.prepare`, which would deal it out again.
+    Workers leave signals to this process and end with it, however it ends. Never hand this to `Accelerator.prepare`,
+    which would deal it out again.
     """
-    drawn = loader(
+    forked = {}
+    if workers:
+        # when this process ends, multiprocessing sends SIGTERM to those that are left, and waits for them
+        multiprocessing.util.Finalize(None, _end_workers, exitpriority=1)
+        # the fork server of Python 3.14 outlives a killed process, and its workers too
+        forked = {"multiprocessing_context": "fork", "worker_init_fn": _leave_signals, "persistent_workers": True}
+    drawn = DataLoader(
         Samples(draw, seed, skipped is not None),
-        workers,
+        num_workers=workers,
         batch_sampler=([(step, slot) for slot in slots] for step in steps),
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
+        **forked,
     )
 
     def told(item: tuple[dict, list[str]]) -> dict:

@@ -1,4 +1,7 @@
-"""Where G(x_s) of a sample comes from, and the samples of a segmentation training (§3.3)."""
+"""Where G(x_s) of a sample comes from, and the samples of a segmentation training (§3.3).
+
+A source of translations has a `name` for messages, an `identity` that a resumed run compares, and the call `(crop, g)`.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +12,6 @@ import torch
 from daynight.config import SegTrainOptions, pair
 from daynight.data.cache import Cache
 from daynight.data.images import LabelledPhotographs, Photographs
-from daynight.data.layouts.tree import resolve
 from daynight.data.sampling import choose
 from daynight.data.sets import ImageSet, counterparts, missing
 from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled
@@ -35,10 +37,7 @@ class DayCrop(NamedTuple):
 class Darken:
     """Translates without training: a random gamma, gain, tint and sensor noise."""
 
-    identity = "darken"
-
-    def __str__(self) -> str:
-        return self.identity
+    name = identity = "darken"
 
     def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
         return darken(crop.image, g)
@@ -47,24 +46,18 @@ class Darken:
 class Fourier:
     """Translates without training: the low frequencies' amplitudes of a real night image."""
 
-    identity = "fourier"
-
-    def __str__(self) -> str:
-        return self.identity
+    name = identity = "fourier"
 
     def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
         return fourier(crop.image, crop.night(g))
 
 
 class Network:
-    """A generator, `path` a run of translate-train. It translates whole batches on the device, in the training's loop,
+    """A generator, `name` its run or folder. It translates whole batches on the device, in the training's loop,
     so nothing comes from here. `weights`: its identity."""
 
-    def __init__(self, path: str, weights: str):
-        self.path, self.identity = path, weights
-
-    def __str__(self) -> str:
-        return self.path
+    def __init__(self, name: str, weights: str):
+        self.name, self.identity = name, weights
 
     def __call__(self, crop: DayCrop, g: torch.Generator) -> None:
         return None
@@ -77,13 +70,10 @@ class Folder:
     """
 
     def __init__(self, path: Path, sets: dict[str, ImageSet], size: str):
-        self.path = path
+        self.name = str(path)
         self.photographs = {name: Photographs(translations_of(s, path), size) for name, s in sets.items()}
         record = path / "translation.json"
         self.identity = str(read_json(record).get("model")) if record.is_file() else str(path)
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
         return crop.cut_from(self.photographs[crop.name].levels(crop.number, crop.shape))
@@ -93,26 +83,14 @@ class Either:
     """Each crop takes one of two sources."""
 
     def __init__(self, first: Folder, second: Darken | Fourier):
-        self.first, self.second, self.identity = first, second, first.identity
-
-    def __str__(self) -> str:
-        return f"{self.first} and {self.second}"
+        self.first, self.second = first, second
+        self.name, self.identity = f"{first.name} and {second.name}", first.identity
 
     def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
         return (self.second if torch.rand((), generator=g) < 0.5 else self.first)(crop, g)
 
 
-FREE_TRANSLATORS = {"darken": Darken, "fourier": Fourier}
-
-
-def folder_of_translations(given: str | None, day: str, day_set: ImageSet, root: Path) -> Path | None:
-    """The folder that `--translated` names; else `<day>_night`, in the working directory or the data root, where it
-    holds a translation of every image; else None."""
-    if given:
-        return resolve(given, root, "--translated")
-    name = f"{Path(day).name}_night"
-    places = (path for path in (Path(name), root / name) if path.is_dir())
-    return next((path for path in places if counterparts(day_set.images, day_set.root, path)), None)
+UNTRAINED = {"darken": Darken, "fourier": Fourier}
 
 
 def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
@@ -182,22 +160,18 @@ class Draw:
 
         return cut_from
 
-    def translations(self) -> list[Path]:
-        """The files of translated images."""
+    def translated(self) -> dict[str, Photographs]:
+        """The translated images in a folder, by what each is a translation of."""
         folder = self.source.first if isinstance(self.source, Either) else self.source
-        return (
-            [path for x in folder.photographs.values() for path in x.images.paths] if isinstance(folder, Folder) else []
-        )
+        return folder.photographs if isinstance(folder, Folder) else {}
 
-    def photographs(self) -> dict[str, Photographs]:
-        """Everything that is drawn from, by what it is called in messages."""
-        source = self.source.first if isinstance(self.source, Either) else self.source
-        found = {f"--{name.replace('_', '-')}": photographs for name, photographs in self.days.items()}
-        if isinstance(source, Folder):
-            found |= {f"translated --{name.replace('_', '-')}": x for name, x in source.photographs.items()}
-        return found | ({"--night": self.nights} if len(self.nights) else {})
+    def translated_files(self) -> list[Path]:
+        return [path for photographs in self.translated().values() for path in photographs.images.paths]
 
     def keep_in(self, cache: Cache) -> None:
         """Have each file decoded and resized once."""
-        for name, photographs in self.photographs().items():
-            photographs.keep_in(cache, name)
+        for kind, some in (("", self.days), ("translated ", self.translated())):
+            for name, photographs in some.items():
+                photographs.keep_in(cache, f"{kind}--{name.replace('_', '-')}")
+        if len(self.nights):
+            self.nights.keep_in(cache, "--night")

@@ -65,7 +65,7 @@ class Log:
         if self.accelerator.is_main_process:
             with writing(self.folder, step + 1), open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": step + 1} | means) + "\n")
-            self.trackers.log(means, step + 1)
+            self.trackers.each(lambda tracker: tracker.log(means, step=step + 1))
         return {"step": step + 1} | means
 
     def means(self, step: int) -> tuple[dict[str, float], dict[str, list]]:
@@ -100,7 +100,7 @@ class Log:
             with writing(self.folder, step):
                 path.parent.mkdir(exist_ok=True)
                 replace(path, lambda temporary: image.save(temporary, "PNG"))
-            self.trackers.preview(image, step)
+            self.trackers.each(lambda tracker: log_image(tracker, image, step))
 
     def write_page(self, step: int, status: str | None) -> None:
         """Write index.html after so many steps. `status`: what a run that goes on is doing; None when it ends."""
@@ -154,18 +154,11 @@ class Trackers:
         for tracker in self.accelerator.trackers:
             say(f"logging to {tracker.name} too")
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        self._each(lambda tracker: tracker.log(values, step=step))
-
-    def preview(self, image: Image.Image, step: int) -> None:
-        """Send an image to those trackers that take images through Accelerate."""
-        self._each(lambda tracker: log_image(tracker, image, step))
-
     def finish(self) -> None:
-        self._each(lambda tracker: tracker.finish())
+        self.each(lambda tracker: tracker.finish())
         self.accelerator.trackers.clear()
 
-    def _each(self, call: Callable[[GeneralTracker], None]) -> None:
+    def each(self, call: Callable[[GeneralTracker], None]) -> None:
         for tracker in list(self.accelerator.trackers):
             try:
                 call(tracker)

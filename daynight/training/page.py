@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -19,27 +20,27 @@ HEALTH = {"accepted", *MIXES}
 
 
 class Curve:
-    """Steps and values; from 2 × `POINTS` on, of neighbours the means."""
+    """Steps and values; of a long curve, the means of as many neighbours each, at most 2 × `POINTS` in all."""
 
     def __init__(self):
-        self.points, self.joined, self.last = [], 1, (0, 0.0)
+        self.points, self.block, self.joined, self.last = [], [], 1, (0, 0.0)
 
     def add(self, step: int, value: float) -> None:
         self.last = step, value
-        self.points.append((step, value, 1))
-        if len(self.points) > 1 and self.points[-2][2] < self.joined:
-            self.points[-2:] = [self._mean(*self.points[-2:])]
-        if len(self.points) == 2 * POINTS:
-            self.points = list(map(self._mean, self.points[::2], self.points[1::2]))
-            self.joined *= 2
-
-    @staticmethod
-    def _mean(one: tuple[float, float, int], other: tuple[float, float, int]) -> tuple[float, float, int]:
-        (a, x, n), (b, y, m) = one, other
-        return (a * n + b * m) / (n + m), (x * n + y * m) / (n + m), n + m
+        self.block.append(self.last)
+        if len(self.block) == self.joined:
+            self.points.append(mean(self.block))
+            self.block = []
+            if len(self.points) == 2 * POINTS:
+                self.points = [mean(pair) for pair in zip(self.points[::2], self.points[1::2], strict=True)]
+                self.joined *= 2
 
     def line(self) -> list[tuple[float, float]]:
-        return [(step, value) for step, value, _ in self.points]
+        return self.points + ([mean(self.block)] if self.block else [])
+
+
+def mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return tuple(sum(values) / len(points) for values in zip(*points, strict=True))
 
 
 class Report:

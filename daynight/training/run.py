@@ -95,10 +95,6 @@ class Run:
             say(f"going on with {self.folder} at step {step:,} of {self.total:,}")
         self.logger.resume(self.first, values)
 
-    def lines(self) -> Iterator[dict]:
-        """The lines of metrics.jsonl up to the step at which the run goes on."""
-        return self.logger.lines(self.first)
-
     def steps(
         self, loader: Iterator[dict], checkpoint: Checkpoint, validation=None, cache=None, cost=lambda step: 1.0
     ) -> Iterator[tuple[int, dict]]:
@@ -126,7 +122,11 @@ class Run:
                     checkpoint.tidy(self.total)  # a run that was killed right after its last checkpoint
                 self.logger.write_page(self.first, self.meter.status())
                 for step in range(self.first, self.total):
-                    yield step, self._draw(loader)
+                    began = time.monotonic()
+                    batch = next(loader)
+                    images = sum(len(x) for x in batch.values() if x.ndim == 4)
+                    self.meter.waiting(time.monotonic() - began, images * self.accelerator.num_processes)
+                    yield step, batch
                     # one process may get a signal alone, or later than another
                     stop = max(gathered(self.signal))
                     if stop or self.due(step):
@@ -151,14 +151,6 @@ class Run:
         if self.watchdog:
             self.watchdog.alive()
 
-    def _draw(self, loader: Iterator[dict]) -> dict:
-        """The next batch; the meter is told how long it took to come."""
-        began = time.monotonic()
-        batch = next(loader)
-        images = sum(len(x) for x in batch.values() if x.ndim == 4)
-        self.meter.waiting(time.monotonic() - began, images * self.accelerator.num_processes)
-        return batch
-
     def memory(self) -> str:
         """The most memory taken so far, of the GPU or by this process, in words."""
         if self.device.type == "cuda":
@@ -175,10 +167,6 @@ class Run:
     def due(self, step: int) -> bool:
         """Whether a checkpoint follows this step."""
         return (step + 1) % self.options.save_every == 0 or step + 1 == self.total
-
-    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean of a tensor over all processes."""
-        return self.accelerator.reduce(tensor, "mean")
 
     def log(self, step: int, **values) -> dict | None:
         """Add a step's named values, as `Log.add`; where a line is written, show and return it."""
@@ -242,22 +230,13 @@ def write_record(folder: Path, options, data: dict[str, str], sets: dict[str, li
     write_json(folder / "options.json", {"options": named, "versions": versions(), "data": data, "sets": sets})
 
 
-def versions() -> dict:
-    return {
-        "daynight": __version__,
-        "revision": revision(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "accelerate": accelerate.__version__,
-        "timm": timm.__version__,
-    }
-
-
-def revision() -> str | None:
-    """The git revision of the code, where it runs from a checkout."""
+def versions() -> dict[str, str | None]:
+    """Of the code (the git revision, where it runs from a checkout) and of the libraries that results hang on."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        revision = None
+    found = {"daynight": __version__, "revision": revision, "python": platform.python_version()}
+    found |= {module.__name__: module.__version__ for module in (torch, accelerate, timm)}
+    return found | {"cuda": torch.version.cuda}

@@ -111,12 +111,11 @@ def test_curves_keep_the_mean():
     curve, values = Curve(), np.random.default_rng(1).normal(size=12_345)
     for step, value in enumerate(values):
         curve.add(step, value)
-    counts = np.array([count for *_, count in curve.points])
-    assert POINTS <= len(counts) < 2 * POINTS and counts.sum() == len(values)
-    assert counts @ [value for _, value, _ in curve.points] == pytest.approx(values.sum())
-    edges = np.concatenate([[0], counts.cumsum()])
-    for (step, value, _), start, end in zip(curve.points, edges[:-1], edges[1:], strict=True):
-        assert step == pytest.approx((start + end - 1) / 2) and value == pytest.approx(values[start:end].mean())
+    line, joined = curve.line(), 16  # 12,345 / 16 = 771 full blocks and one of 9 values
+    assert len(line) == 772
+    for i, (step, value) in enumerate(line):
+        block = range(len(values))[i * joined : (i + 1) * joined]
+        assert step == pytest.approx(np.mean(block)) and value == pytest.approx(values[block].mean())
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome is installed")
