@@ -240,7 +240,7 @@ def measure(given: argparse.Namespace) -> tuple[dict, dict]:
     truth = []
     if judge and day_set.label_kind and list(day_set.classes.names) == judge.config["names"]:
         labelled = LabelledPhotographs(day_set, size)
-        truth = [labelled.labelled(i)[1][0] for i in numbers]
+        truth = [labelled.label(i, *labelled.levels(i).shape[1:])[0].long() for i in numbers]
     measures = Measures(days, nights, given.weights, judge, truth, accelerator)
 
     rows, pictures = [], {}
