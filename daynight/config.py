@@ -242,9 +242,7 @@ class SegTrainOptions(TrainingOptions):
     validate_on: str | None = Data(
         None, "A labelled set, such as night images: validations score it too (validate_on_miou)."
     )
-    translator: str | None = Model(
-        None, "Translate on the fly: a run (default: runs/day2night), darken or fourier (also with --translated)."
-    )
+    translator: str | None = Model(None, "Translate on the fly: a run (default: runs/day2night), darken or fourier.")
     backbone: str = Model("vgg16", "vgg16 (the paper), or any of timm's networks.")
     backbone_weights: str = Model("pretrained", "pretrained (from the Hub), random, or a .safetensors file.")
     output_stride: int = Model(
@@ -266,10 +264,8 @@ class SegTrainOptions(TrainingOptions):
         for name in ("translated", "translator"):
             if getattr(self, name) and self.train_on == "day":
                 raise ValueError(f"--{name}: with --train-on day nothing is translated; leave one of them out")
-        if self.translated and self.translator not in (None, "darken", "fourier"):
-            raise ValueError(
-                "--translated and --translator: give one of them, or --translator darken or fourier beside it"
-            )
+        if self.translated and self.translator:
+            raise ValueError("--translated and --translator: give one of them")
         if self.unlabelled_day and not self.ssl:
             raise ValueError("--unlabelled-day: is for Eq. 15; give --ssl, or leave it out")
         if self.keep_best == "labelled" and not self.validate_on:

@@ -12,7 +12,7 @@ from daynight.data.layouts.tree import resolve
 from daynight.data.sampling import Skipped, batches, generator
 from daynight.data.sets import ImageSet, announce, check_disjoint, counterparts, load, thinned
 from daynight.data.transforms import to_image
-from daynight.data.translated import UNTRAINED, Draw, Either, Folder, Network
+from daynight.data.translated import UNTRAINED, Draw, Folder, Network
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.ema import EMA
 from daynight.models.generator import Generator
@@ -70,7 +70,8 @@ def train(options: SegTrainOptions) -> None:
     if options.dry_run:
         with_labels = [*sets["--day"], *held.get("--day", []), *([labelled] if labelled else [])]
         others = sets["--night"] + sets["--unlabelled-day"] + held.get("--night", [])
-        check_files(with_labels, others, draw.translated_files(), options.skip_unreadable)
+        files = [path for photographs in draw.translated().values() for path in photographs.images.paths]
+        check_files(with_labels, others, files, options.skip_unreadable)
     data = fingerprints(sets, held) | {"translations": source.identity if source else "none"}
     run.open(data | ({"--validate-on": labelled.fingerprint()} if labelled else {}), sets)
     cache = open_cache(options, run.folder)
@@ -159,29 +160,23 @@ def labelled_set(options: SegTrainOptions, day_set: ImageSet, root: Path) -> Ima
 
 
 def translation_source(options: SegTrainOptions, days: dict[str, ImageSet], root: Path):
-    """Where G(x_s) comes from: `Folder`, `Network`, `Darken`, `Fourier`, or `Either` of a folder and one without
-    training; None where the training is on day alone.
+    """Where G(x_s) comes from: `Folder`, `Network`, `Darken` or `Fourier`; None where the training is on day alone.
 
-    What is asked for; else `<day>_night`, in the working directory or the data root, where it is whole; else
-    runs/day2night. Raises `InputError` where there is none.
+    The one that the options name; else `<day>_night`, in the working directory or the data root, if it holds every
+    translation; else runs/day2night. Raises `InputError` where there is none.
     """
     if trained_on(options) == "day":
         return None
-    free = UNTRAINED[options.translator]() if options.translator in UNTRAINED else None
-    name, default, folders = f"{Path(options.day).name}_night", "runs/day2night", []
     if options.translated:
-        folders = [resolve(options.translated, root, "--translated")]
-    elif not options.translator:
-        places = (path for path in (Path(name), root / name) if path.is_dir())
-        folders = [path for path in places if counterparts(days["day"].images, days["day"].root, path)]
-    if folders:
-        source = Folder(folders[0], days, options.size)
-        return Either(source, free) if free else source
-    if free:
-        return free
-    if options.translator or (Path(default) / "day2night" / "config.json").is_file():
-        run = options.translator or default
-        return Network(run, identity(find_model(run, "day2night", "--translator")))
+        return Folder(resolve(options.translated, root, "--translated"), days, options.size)
+    name, default, run = f"{Path(options.day).name}_night", "runs/day2night", options.translator
+    if run in UNTRAINED:
+        return UNTRAINED[run]()
+    for folder in (Path(name), root / name):
+        if not run and folder.is_dir() and counterparts(days["day"].images, days["day"].root, folder):
+            return Folder(folder, days, options.size)
+    if run or (Path(default) / "day2night" / "config.json").is_file():
+        return Network(run or default, identity(find_model(run or default, "day2night", "--translator")))
     raise InputError(
         f"no translation of {options.day}: neither a whole {name}/ nor {default}; run daynight translate-train "
         "first, or give --translated DIR or --translator RUN|darken|fourier"

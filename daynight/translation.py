@@ -119,8 +119,11 @@ def train(options: TranslateTrainOptions) -> None:
     torch.manual_seed(options.seed)
     generators, discriminators = build_generators(options), Discriminators(options.width)
     run.open(fingerprints(sets, held) | judged_by, sets)
-    draw, cache = UnpairedDraw(sets, options), open_cache(options, run.folder)
-    draw.keep_in(cache)
+    files = {option: [path for s in some for path in s.images] for option, some in sets.items()}
+    photographs = {option.removeprefix("--"): Photographs(paths, options.size) for option, paths in files.items()}
+    draw, cache = unpaired(photographs, pair(options.crop)), open_cache(options, run.folder)
+    for name, some in photographs.items():
+        some.keep_in(cache, f"--{name}")
 
     generators.to(run.device)
     averages = {name: EMA(model, options.ema_decay) for name, model in generators.named_children()}
@@ -193,26 +196,14 @@ def train(options: TranslateTrainOptions) -> None:
         skipped.tell()
 
 
-class UnpairedDraw:
-    """Draws a sample: a crop of a day image and one of a night image, 3×crop in [-1, 1] each."""
+def unpaired(photographs: dict[str, Photographs], crop: tuple[int, int]):
+    """A function that draws a sample: a crop of each kind of image by its name, 3×crop in [-1, 1]."""
 
-    def __init__(self, sets: dict, options: TranslateTrainOptions):
-        self.crop = pair(options.crop)
-        self.photographs = {
-            option: Photographs([path for s in some for path in s.images], options.size)
-            for option, some in sets.items()
-        }
+    def draw(g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
+        images = {name: some.levels(choose(len(some), g)) for name, some in photographs.items()}
+        return {name: scaled(cut(x, random_box(*x.shape[1:], crop, g), crop)) for name, x in images.items()}
 
-    def __call__(self, g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
-        images = {
-            name[2:]: photographs.levels(choose(len(photographs), g)) for name, photographs in self.photographs.items()
-        }
-        return {name: scaled(cut(x, random_box(*x.shape[1:], self.crop, g), self.crop)) for name, x in images.items()}
-
-    def keep_in(self, cache) -> None:
-        """Have each file decoded and resized once."""
-        for option, photographs in self.photographs.items():
-            photographs.keep_in(cache, option)
+    return draw
 
 
 def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:

@@ -554,7 +554,6 @@ ROWS = [
     ("--translator runs/day2night", f"training on both, {FROM} runs/day2night\n", DAY + FAKE),
     ("--translator darken", f"training on both, {FROM} darken\n", DAY + FAKE),
     ("--translator fourier", f"training on both, {FROM} fourier\n", DAY + FAKE),
-    ("--translated cs_night --translator darken", f"{FROM} cs_night and darken\n", DAY + FAKE),
     ("--translator darken --train-on translated", f"training on translated, {FROM} darken\n", FAKE),
     ("--ssl", f"training on both, {FROM} cs_night, SSL\n", DAY + FAKE + FAKE_SSL + NIGHT),
     ("--ssl --translator runs/day2night", f"{FROM} runs/day2night, SSL\n", DAY + FAKE + FAKE_SSL + NIGHT),

@@ -87,9 +87,9 @@ class Photographs:
             array = make()  # it is kept at another size
         return torch.from_numpy(array).permute(2, 0, 1)
 
-    def image(self, i: int, shape: tuple[int, int] | None = None) -> torch.Tensor:
-        """The same, in [-1, 1] (float32)."""
-        return scaled(self.levels(i, shape))
+    def image(self, i: int) -> torch.Tensor:
+        """3×H×W in [-1, 1] (float32)."""
+        return scaled(self.levels(i))
 
 
 class LabelledPhotographs(Photographs):

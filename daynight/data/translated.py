@@ -79,17 +79,6 @@ class Folder:
         return crop.cut_from(self.photographs[crop.name].levels(crop.number, crop.shape))
 
 
-class Either:
-    """Each crop takes one of two sources."""
-
-    def __init__(self, first: Folder, second: Darken | Fourier):
-        self.first, self.second = first, second
-        self.name, self.identity = f"{first.name} and {second.name}", first.identity
-
-    def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
-        return (self.second if torch.rand((), generator=g) < 0.5 else self.first)(crop, g)
-
-
 UNTRAINED = {"darken": Darken, "fourier": Fourier}
 
 
@@ -162,11 +151,7 @@ class Draw:
 
     def translated(self) -> dict[str, Photographs]:
         """The translated images in a folder, by what each is a translation of."""
-        folder = self.source.first if isinstance(self.source, Either) else self.source
-        return folder.photographs if isinstance(folder, Folder) else {}
-
-    def translated_files(self) -> list[Path]:
-        return [path for photographs in self.translated().values() for path in photographs.images.paths]
+        return self.source.photographs if isinstance(self.source, Folder) else {}
 
     def keep_in(self, cache: Cache) -> None:
         """Have each file decoded and resized once."""

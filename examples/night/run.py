@@ -87,7 +87,6 @@ ROWS = {
     "fourier+day": Row("--train-on both --translator fourier"),
     "fourier+ssl": Row("--ssl --translator fourier"),
     "ssl, no translation": Row("--ssl --train-on day"),
-    "ssl, mixed": Row("--ssl --translator darken", "cyclegan+fl"),
     "ssl, constant rho": Row("--ssl --rho 0.7,0.7", "cyclegan+fl"),
     "ssl, constant lambda": Row("--ssl --lambda-ssl 37.5,37.5", "cyclegan+fl"),
     "bdd days+day": Row("--train-on both", "bdd days"),
