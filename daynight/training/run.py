@@ -207,9 +207,11 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not the options of a run ({error})") from error
     given = asdict(options)
-    for name in former.keys() - given.keys() - {name.rstrip("_") for name in given}:
-        option = f"--{name.replace('_', '-')}"
-        raise InputError(f"--out {folder}: its run has {option}, an option that is gone; give another --out")
+    for name in sorted(former.keys() - {name.rstrip("_") for name in given}):
+        raise InputError(
+            f"--out {folder}: its run began with a version of daynight that has --{name.replace('_', '-')}; go on with "
+            "that version, or give another --out"
+        )
     for name, value in given.items():
         # a run of an earlier version had what is now the default of a new option
         had = former.get(name, getattr(type(options), name, None))

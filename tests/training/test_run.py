@@ -587,3 +587,14 @@ def test_compiled_networks_learn_the_same(make, data, tmp_path):
     lines = [metrics(tmp_path / name) for name in ("plain", "compiled")]
     for plain, compiled in zip(*lines, strict=True):
         assert compiled == pytest.approx(plain, rel=1e-3, abs=1e-3)
+
+
+def test_a_run_of_a_version_with_other_options_is_refused_in_a_line(data, tmp_path, monkeypatch):
+    options = seg_options(data, tmp_path / "run")
+    stop_after(monkeypatch, 2, kill, options)
+    path = tmp_path / "run/options.json"
+    record = json.loads(path.read_text())
+    record["options"]["darken"] = 0.5
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="began with a version of daynight that has --darken; .* give another --out"):
+        train(options)
