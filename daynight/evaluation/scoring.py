@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ from daynight.system.processes import gathered, make_accelerator, together
 class Scored(NamedTuple):
     """A model or a folder of predictions that is scored.
 
-    classes: the classes of its train ids; None: those of the data set. predict(set, numbers): yields the number and the
-    H×W train ids (uint8, 255 = none) of each of these images of a set.
+    classes: the classes of its train ids; None: those of the data set. settings: of its entries. predict(set, numbers):
+    yields the number and the H×W train ids (uint8, 255 = none) of each of these images of a set.
     """
 
     name: str
@@ -50,7 +51,9 @@ def evaluate(options: EvalOptions) -> list[dict]:
     check_place("--json", options.json, folder=False)
     check_place("--save", options.save, folder=True)
     sets, results = compare(options, accelerator)
-    cards = cards_of(names_of(options))
+    # the identity of the weights before scoring, which may take hours
+    folders = {name: find_model(name, "teacher", "--model") for name in names_of(options) if os.path.isdir(name)}
+    cards = {name: (folder, identity(folder)) for name, folder in folders.items() if (folder / CARD).is_file()}
     with together():
         saves = options.save and accelerator.is_main_process
         lock = Lock(Path(options.save), "--save") if saves else nullcontext()
@@ -77,20 +80,15 @@ def evaluate(options: EvalOptions) -> list[dict]:
 def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator[Result]]:
     """The data sets, and an iterator over the result of each run on each set, which scores as it goes. Every problem
     that can be known before scoring is reported first."""
-    names = names_of(options)
     sets = [load_set(name, options, labelled=True) for name in dict.fromkeys(options.dataset)]
     announce(sets)
-    runs = [by_model(name, options, accelerator) for name in dict.fromkeys(names)]
-    runs += [by_folder(name, options.ids, options.resize, sets) for name in dict.fromkeys(options.predictions)]
-    class_maps = [[class_map(run, image_set, options.class_map) for image_set in sets] for run in runs]
+    runs = [by_model(name, options, accelerator) for name in dict.fromkeys(names_of(options))]
+    runs += [by_folder(name, options, sets) for name in dict.fromkeys(options.predictions)]
+    pairs = [(run, image_set, class_map(run, image_set, options.class_map)) for run in runs for image_set in sets]
     for kind, paths in (("model", [run.name for run in runs]), ("data set", [s.name for s in sets])):
         if options.save and len({Path(path).name for path in paths}) < len(paths):
             raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
-    return sets, (
-        score(run, image_set, ids, options.mean, options.save, accelerator)
-        for run, row in zip(runs, class_maps, strict=True)
-        for image_set, ids in zip(sets, row, strict=True)
-    )
+    return sets, (score(*pair, options.mean, options.save, accelerator) for pair in pairs)
 
 
 def names_of(options: EvalOptions) -> list[str]:
@@ -100,13 +98,6 @@ def names_of(options: EvalOptions) -> list[str]:
 def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet:
     splits, root = (options.split,) if options.split else None, Path(options.data_root)
     return load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=labelled)
-
-
-def cards_of(names: list[str]) -> dict[str, tuple[Path, str]]:
-    """The folder of each model that has a card on this machine, and the identity of its weights before scoring, which
-    may take hours."""
-    folders = {name: find_model(name, "teacher", "--model") for name in names if os.path.isdir(name)}
-    return {name: (folder, identity(folder)) for name, folder in folders.items() if (folder / CARD).is_file()}
 
 
 def check_data(options: EvalOptions) -> None:
@@ -121,8 +112,7 @@ def check_data(options: EvalOptions) -> None:
             continue
         pixels = []
         for i in counted(numbers, len(numbers), "labels"):
-            size = images[i].size[::-1]
-            labels = read_label(image_set.labels[i], image_set.label_kind, image_set.classes, size)
+            labels = read_label(image_set.labels[i], image_set.label_kind, image_set.classes, images[i].size[::-1])
             pixels.append(np.bincount(labels.ravel(), minlength=256))
         of_class = np.stack(pixels)[:, : len(image_set.classes)]
         shares = 100 * of_class.sum(0) / np.sum(pixels)
@@ -148,32 +138,27 @@ def by_model(name: str, options: EvalOptions, accelerator) -> Scored:
     return Scored(name, Classes(*classes_of(model)), settings, predict)
 
 
-def by_folder(name: str, ids: str | None, resize: bool, sets: list[ImageSet]) -> Scored:
-    """`ids`: what the PNGs hold; `resize` them to their labels. Raises `InputError` if an image has no prediction, or
-    several."""
-    folder = Path(name)
+def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:
+    """Raises `InputError` if an image has no prediction, or several."""
+    folder, ids = Path(name), options.ids
     if not folder.is_dir():
         raise InputError(f"--predictions {name}: no such folder")
     # `daynight predict` writes down what its PNGs hold
     if (folder / "prediction.json").is_file():
-        ids = ids or read_json(folder / "prediction.json").get("ids")
-        folder = folder / "ids"
-    ids = ids or "trainIds"
-    found = {image_set: find_predictions(folder, image_set) for image_set in sets}
+        ids, folder = ids or read_json(folder / "prediction.json").get("ids"), folder / "ids"
+    found = {image_set.name: find_predictions(folder, image_set) for image_set in sets}
     if ids == "labelIds" and any(image_set.classes != CITYSCAPES for image_set in sets):
         raise InputError("--ids labelIds: the classes of the data set are not those of Cityscapes; leave it out")
 
     def predict(image_set: ImageSet, numbers: list[int]):
         for i in numbers:
-            path = found[image_set][i]
-            labels = read_label(path, ids, image_set.classes)
-            height, width = read_label(image_set.labels[i], image_set.label_kind, image_set.classes).shape
-            if labels.shape != (height, width) and not resize:
-                raise InputError(
-                    f"{path}: prediction of {'x'.join(map(str, labels.shape))} (height x width) for a label of "
-                    f"{height}x{width}; --resize resizes it, by nearest neighbour"
-                )
-            yield i, torch.from_numpy(resize_label(labels, height, width).copy())
+            path = found[image_set.name][i]
+            labels = read_label(path, ids or "trainIds", image_set.classes)
+            shape = read_label(image_set.labels[i], image_set.label_kind, image_set.classes).shape
+            if labels.shape != shape and not options.resize:
+                has, wanted = ("x".join(map(str, sizes)) for sizes in (labels.shape, shape))
+                raise InputError(f"{path}: {has} (height x width) for a label of {wanted}; --resize resizes it")
+            yield i, torch.from_numpy(resize_label(labels, *shape).copy())
 
     return Scored(name, None, {"size": None, "scales": None, "flip": None}, predict)
 
@@ -185,25 +170,23 @@ def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
 
     Raises `InputError` if there is none, or several.
     """
-    exact, beginning = defaultdict(list), defaultdict(list)
+    index, found = defaultdict(list), []  # by (whether this is the whole stem, the beginning of the stem)
     for path in sorted(folder.rglob("*.[pP][nN][gG]")):
         words = path.stem.split("_")
-        exact[path.stem].append(path)
-        for end in range(1, len(words)):
-            beginning["_".join(words[:end])].append(path)
-    found, without = [], []
+        for end in range(1, len(words) + 1):
+            index[end == len(words), "_".join(words[:end])].append(path)
     for image in image_set.images:
-        stems = (image.stem, image_set.stem(image))
-        candidates = next((index[stem] for index in (exact, beginning) for stem in stems if index[stem]), [])
-        candidates = [path for path in candidates if path.parent.name == image.parent.name] or candidates
-        if len(candidates) > 1:
-            raise InputError(f"--predictions {folder}: {candidates[0]} and {candidates[1]} are both of {image.name}")
-        found += candidates
-        without += [image] * (not candidates)
-    if without:
+        stems = image.stem, image_set.stem(image)
+        fitting = next((index[key] for key in product((True, False), stems) if key in index), [])
+        fitting = [path for path in fitting if path.parent.name == image.parent.name] or fitting
+        if len(fitting) > 1:
+            raise InputError(f"--predictions {folder}: {fitting[0]} and {fitting[1]} are both of {image.name}")
+        found.append(next(iter(fitting), None))
+    if None in found:
+        first = image_set.images[found.index(None)]
         raise InputError(
-            f"--predictions {folder}: no PNG for {len(without):,} of {len(image_set.images):,} images of "
-            f"{image_set.name}, the first {without[0].name}; wanted: {image_set.stem(without[0])}.png anywhere below"
+            f"--predictions {folder}: no PNG for {found.count(None):,} of {len(found):,} images of {image_set.name}, "
+            f"the first {first.name}; wanted: {image_set.stem(first)}.png anywhere below"
         )
     return found
 
@@ -212,40 +195,36 @@ def class_map(run: Scored, image_set: ImageSet, file: str | None) -> torch.Tenso
     """256 (uint8): for each train id of the run the train id in the data set, 255 for none. Classes of equal names
     belong together, or as the JSON file of `--class-map` says. Prints which classes differ. Raises `InputError` if no
     class is left."""
-    ids = torch.full((256,), IGNORE, dtype=torch.uint8)
     ours, theirs = image_set.classes.names, (run.classes or image_set.classes).names
-    named = dict(zip(map(str.casefold, ours), ours, strict=True))
+    named = {name.casefold(): name for name in ours}
     names = {name: named.get(name.casefold()) for name in theirs}
     if file:
-        names |= read_class_map(Path(file), theirs, ours)
+        try:
+            names |= read_json(Path(file))
+        except InputError as error:
+            raise InputError(f"--class-map {error}") from None
+        wrong = [name for name in names if name not in theirs]
+        wrong += [name for name in names.values() if name not in (*ours, None)]
+        if wrong:
+            wanted = f"a class of the model ({', '.join(theirs)}): a class of the data set ({', '.join(ours)}) or null"
+            raise InputError(f"--class-map {file}: {wrong[0]!r} is no such class; wanted: {wanted}")
+    ids = torch.full((256,), IGNORE, dtype=torch.uint8)
     for i, name in enumerate(theirs):
         if names[name] is not None:
             ids[i] = ours.index(names[name])
-    scored = [name for name in ours if name in names.values()]
-    if not scored:
+    lost = [name for name in ours if name not in names.values()]
+    foreign = [name for name in theirs if names[name] is None]
+    if len(lost) == len(ours):
         raise InputError(
             f"--dataset {image_set.name}: none of its classes ({', '.join(ours)}) is one of --model {run.name} "
             f"({', '.join(theirs)}); give --class-map"
         )
-    if len(scored) < len(ours):
-        lost = ", ".join(name for name in ours if name not in scored)
-        say(f"{run.name} on {image_set.name}: {len(scored)} of {len(ours)} classes; pixels not scored: {lost}")
-    foreign = [name for name in theirs if names[name] is None]
+    where, scored = f"{run.name} on {image_set.name}", len(ours) - len(lost)
+    if lost:
+        say(f"{where}: {scored} of {len(ours)} classes; pixels not scored: {', '.join(lost)}")
     if foreign:
-        say(f"{run.name} on {image_set.name}: predictions that count as misses: {', '.join(foreign)}")
+        say(f"{where}: predictions that count as misses: {', '.join(foreign)}")
     return ids
-
-
-def read_class_map(file: Path, theirs: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, str | None]:
-    try:
-        content = read_json(file)
-    except InputError as error:
-        raise InputError(f"--class-map {error}; wanted: class of the model: class of the data set") from error
-    for key, value in content.items():
-        for name, names, whose in ((key, theirs, "the model"), (value, ours, "the data set")):
-            if name not in names and not (name is value is None):
-                raise InputError(f"--class-map {file}: {name!r} is no class of {whose}; wanted: {', '.join(names)}")
-    return content
 
 
 def check_place(option: str, name: str | None, folder: bool) -> None:
@@ -253,14 +232,13 @@ def check_place(option: str, name: str | None, folder: bool) -> None:
     if name is None:
         return
     place = Path(name)
-    if place.exists() and place.is_dir() != folder:
-        has, wanted = ("a file", "a folder") if folder else ("a folder", "a file's name")
-        raise InputError(f"{option} {place}: {has} stands there; wanted: {wanted}")
-    above = next(path for path in (place, *place.absolute().parents) if path.exists())
-    if above != place and not above.is_dir():
-        raise InputError(f"{option} {place}: {above} is a file; wanted: a folder")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"{option} {place}: {above} cannot be written to")
+    there = next(path for path in (place, *place.absolute().parents) if path.exists())
+    inside = folder or there != place
+    if there.is_dir() != inside:
+        has, wanted = ("a file", "a folder") if inside else ("a folder", "a file's name")
+        raise InputError(f"{option} {place}: {there} is {has}; wanted: {wanted}")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{option} {place}: {there} cannot be written to")
 
 
 def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, mean: str, save: str | None, accelerator) -> Result:

@@ -189,7 +189,7 @@ def street() -> Image.Image:
         top = 40 + 37 * i % 90
         levels[top : horizon + 10, left : left + 60] = 110 + 13 * i, 90 + 31 * i % 80, 80
         levels[top + 10 : horizon : 3, left + 12 : left + 30] = 40
-        levels[230 + top // 3 :, left : left + 15 * (i % 3)][:40] = 170 - 20 * i, 30, 20 * i
+        levels[230 + top // 3 :, left : left + 40 * (i % 3)][:40] = 170 - 20 * i, 30, 20 * i
     levels += np.random.default_rng(0).normal(0, 6, levels.shape)
     return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
 
