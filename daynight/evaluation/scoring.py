@@ -2,11 +2,10 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,19 +26,6 @@ from daynight.system.console import counted, say, show
 from daynight.system.errors import InputError
 from daynight.system.files import Lock, read_json, write_json
 from daynight.system.processes import gathered, make_accelerator, together
-
-
-class Scored(NamedTuple):
-    """A model or a folder of predictions that is scored.
-
-    classes: the classes of its train ids; None: those of the data set. settings: of its entries. predict(set, numbers):
-    yields the number and the H×W train ids (uint8, 255 = none) of each of these images of a set.
-    """
-
-    name: str
-    classes: Classes | None
-    settings: dict
-    predict: Callable[[ImageSet, list[int]], Iterator[tuple[int, torch.Tensor]]]
 
 
 def evaluate(options: EvalOptions) -> list[dict]:
@@ -82,13 +68,13 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator
     that can be known before scoring is reported first."""
     sets = [load_set(name, options, labelled=True) for name in dict.fromkeys(options.dataset)]
     announce(sets)
-    runs = [by_model(name, options, accelerator) for name in dict.fromkeys(names_of(options))]
-    runs += [by_folder(name, options, sets) for name in dict.fromkeys(options.predictions)]
+    runs = [Model(name, options, accelerator) for name in dict.fromkeys(names_of(options))]
+    runs += [Predictions(name, options, sets) for name in dict.fromkeys(options.predictions)]
     pairs = [(run, image_set, class_map(run, image_set, options.class_map)) for run in runs for image_set in sets]
     for kind, paths in (("model", [run.name for run in runs]), ("data set", [s.name for s in sets])):
         if options.save and len({Path(path).name for path in paths}) < len(paths):
             raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
-    return sets, (score(*pair, options.mean, options.save, accelerator) for pair in pairs)
+    return sets, (score(*pair, options, accelerator) for pair in pairs)
 
 
 def names_of(options: EvalOptions) -> list[str]:
@@ -121,46 +107,59 @@ def check_data(options: EvalOptions) -> None:
         say(f"  {', '.join(shown)}; ignored {100 - shares.sum():.2g}")
 
 
-def by_model(name: str, options: EvalOptions, accelerator) -> Scored:
-    """Raises `InputError` if there is no such model."""
-    model = load_model(name, "teacher", "--model", DeepLabV2)
-    size, scales = options.size or model.config["size"], factors(options.scales)
+class Model:
+    """A network to score, and how: `settings` of an entry. classes: those of its train ids.
 
-    def predict(image_set: ImageSet, numbers: list[int]):
-        model.to(accelerator.device)
+    Raises `InputError` if there is no such model.
+    """
+
+    def __init__(self, name: str, options: EvalOptions, accelerator):
+        self.name, self.options, self.accelerator = name, options, accelerator
+        self.model = load_model(name, "teacher", "--model", DeepLabV2)
+        self.classes = Classes(*classes_of(self.model))
+        size, scales = options.size or self.model.config["size"], list(factors(options.scales))
+        self.settings = {"size": size, "scales": scales, "flip": options.flip}
+
+    def predict(self, image_set: ImageSet, numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The number and the H×W train ids (uint8, 255 = none) of each of these images of a set."""
+        options, accelerator, (size, scales, flip) = self.options, self.accelerator, self.settings.values()
         images = Images([image_set.images[i] for i in numbers])
         threads = reading_threads(options.num_workers, accelerator)
-        results = segment(model, images, size, options.batch_size, accelerator, threads, scales, options.flip)
+        self.model.to(accelerator.device)
+        results = segment(self.model, images, size, options.batch_size, accelerator, threads, scales, flip)
         yield from ((numbers[i], labels) for i, _, labels, _ in results)
-        model.cpu()
-
-    settings = {"size": size, "scales": list(scales), "flip": options.flip}
-    return Scored(name, Classes(*classes_of(model)), settings, predict)
+        self.model.cpu()
 
 
-def by_folder(name: str, options: EvalOptions, sets: list[ImageSet]) -> Scored:
-    """Raises `InputError` if an image has no prediction, or several."""
-    folder, ids = Path(name), options.ids
-    if not folder.is_dir():
-        raise InputError(f"--predictions {name}: no such folder")
-    # `daynight predict` writes down what its PNGs hold
-    if (folder / "prediction.json").is_file():
-        ids, folder = ids or read_json(folder / "prediction.json").get("ids"), folder / "ids"
-    found = {image_set.name: find_predictions(folder, image_set) for image_set in sets}
-    if ids == "labelIds" and any(image_set.classes != CITYSCAPES for image_set in sets):
-        raise InputError("--ids labelIds: the classes of the data set are not those of Cityscapes; leave it out")
+class Predictions:
+    """A folder of predictions to score, in the classes of each data set.
 
-    def predict(image_set: ImageSet, numbers: list[int]):
+    Raises `InputError` if an image has no prediction, or several.
+    """
+
+    classes, settings = None, {"size": None, "scales": None, "flip": None}
+
+    def __init__(self, name: str, options: EvalOptions, sets: list[ImageSet]):
+        folder, self.name, self.ids, self.resize = Path(name), name, options.ids, options.resize
+        if not folder.is_dir():
+            raise InputError(f"--predictions {name}: no such folder")
+        # `daynight predict` writes down what its PNGs hold
+        if (folder / "prediction.json").is_file():
+            self.ids, folder = self.ids or read_json(folder / "prediction.json").get("ids"), folder / "ids"
+        if self.ids == "labelIds" and any(image_set.classes != CITYSCAPES for image_set in sets):
+            raise InputError("--ids labelIds: the classes of the data set are not those of Cityscapes; leave it out")
+        self.found = {image_set.name: find_predictions(folder, image_set) for image_set in sets}
+
+    def predict(self, image_set: ImageSet, numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """As `Model.predict`, at the size of each image's label."""
         for i in numbers:
-            path = found[image_set.name][i]
-            labels = read_label(path, ids or "trainIds", image_set.classes)
+            path = self.found[image_set.name][i]
+            labels = read_label(path, self.ids or "trainIds", image_set.classes)
             shape = read_label(image_set.labels[i], image_set.label_kind, image_set.classes).shape
-            if labels.shape != shape and not options.resize:
+            if labels.shape != shape and not self.resize:
                 has, wanted = ("x".join(map(str, sizes)) for sizes in (labels.shape, shape))
                 raise InputError(f"{path}: {has} (height x width) for a label of {wanted}; --resize resizes it")
             yield i, torch.from_numpy(resize_label(labels, *shape).copy())
-
-    return Scored(name, None, {"size": None, "scales": None, "flip": None}, predict)
 
 
 def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
@@ -191,7 +190,7 @@ def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
     return found
 
 
-def class_map(run: Scored, image_set: ImageSet, file: str | None) -> torch.Tensor:
+def class_map(run, image_set: ImageSet, file: str | None) -> torch.Tensor:
     """256 (uint8): for each train id of the run the train id in the data set, 255 for none. Classes of equal names
     belong together, or as the JSON file of `--class-map` says. Prints which classes differ. Raises `InputError` if no
     class is left."""
@@ -241,9 +240,9 @@ def check_place(option: str, name: str | None, folder: bool) -> None:
         raise InputError(f"{option} {place}: {there} cannot be written to")
 
 
-def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, mean: str, save: str | None, accelerator) -> Result:
+def score(run, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, accelerator) -> Result:
     """Score one run on one data set. The processes share the images out; each image counts once. `ids` as of
-    `class_map`; predictions and panels are written into the folder `save`."""
+    `class_map`; predictions and panels are written into the folder `options.save`."""
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     numbers, images = list(range(rank, len(image_set.images), world)), Images(image_set.images)
     classes, ids = image_set.classes, ids.to(device)
@@ -262,8 +261,8 @@ def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, mean: str, save: 
             matrix = matrix[scored][:, columns]
             of_image[i] = counts(matrix)
             total += matrix
-            if save:
-                folder = Path(save) / Path(run.name).name / Path(image_set.name).name
+            if options.save:
+                folder = Path(options.save) / Path(run.name).name / Path(image_set.name).name
                 inside = image_set.images[i].relative_to(image_set.root).with_suffix(".png")
                 predicted = label_image(prediction.cpu().numpy(), classes)
                 writer.save(predicted, folder / "color" / inside)
@@ -278,7 +277,7 @@ def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, mean: str, save: 
         "images": len(image_set.images),
         "size": run.settings["size"],
         "labels": image_set.label_kind,
-        "mean": mean,
+        "mean": options.mean,
         "classes": [classes.names[i] for i in scored],
         "label_set": fingerprint(labelled),
     }

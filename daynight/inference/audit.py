@@ -42,24 +42,19 @@ class Judge:
     def compare(self, images: Sequence[Path], translations: Sequence[Path], threads: int = 2) -> Iterator[tuple]:
         """Yields each image's number, the image and its translation (RGB, both of the translation's size), and the
         train ids of the one and of the other (H×W, uint8, on the device)."""
-        pairs, size = Pairs(images, translations), self.model.config["size"]
-        found = segment(self.model, pairs, size, None, self.accelerator, threads)
+        pairs = Pairs([path for pair in zip(images, translations, strict=True) for path in pair])
+        found = segment(self.model, pairs, self.model.config["size"], None, self.accelerator, threads)
         for (i, image, before, _), (_, translation, after, _) in zip(found, found, strict=True):
             yield i // 2, image, translation, before, after
 
 
-class Pairs:
+class Pairs(Images):
     """`pairs[2 * i]` is image i, `pairs[2 * i + 1]` its translation: RGB, both of the translation's size."""
 
-    def __init__(self, images: Sequence[Path], translations: Sequence[Path]):
-        self.images, self.translations = Images(images), Images(translations)
-
-    def __len__(self):
-        return 2 * len(self.images)
-
     def __getitem__(self, i: int) -> Image.Image:
-        translation = self.translations[i // 2]
-        return translation if i % 2 else resize_image(self.images[i // 2], translation.height, translation.width)
+        image = super().__getitem__(i)
+        translation = image if i % 2 else super().__getitem__(i + 1)
+        return resize_image(image, translation.height, translation.width)
 
 
 def audit(judge: Judge, folders: Folders, threads: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import torch
@@ -30,43 +30,40 @@ def mapped(function: Callable, items: Iterable, threads: int, cores: int | None 
         yield from map(function, items)
         return
     pool = ThreadPoolExecutor(threads, initializer=lambda: cores and torch.set_num_threads(cores))
-    pending, items, failed = deque(), iter(items), None
+    pending, items = deque(), iter(items)
     try:
         while True:
             try:
                 pending.extend(pool.submit(function, item) for item in islice(items, 2 * threads - len(pending)))
             except Unreadable as error:
-                failed, items = error, iter(())
+                pending.append(Future())
+                pending[-1].set_exception(error)
             if not pending:
                 break
             yield pending.popleft().result()
-        if failed:
-            raise failed
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def read_batches(images: Images, size: str, batch_size: int, threads: int) -> Iterator[list[tuple]]:
     """Yields batches of neighbouring images that have one size once resized. An entry of a batch is the image's number,
-    3×H×W in [-1, 1], and the original. Also yields what was read before a file that is unreadable."""
+    3×H×W in [-1, 1], and the original."""
 
     def read(i: int):
         image = images[i]
         return i, to_tensor(resize_image(image, *target_size(image.height, image.width, size))), image
 
-    batch, failed = [], None
-    try:
-        for entry in mapped(read, range(len(images)), threads):
-            if batch and (len(batch) == batch_size or batch[0][1].shape != entry[1].shape):
-                yield batch
-                batch = []
-            batch.append(entry)
-    except Unreadable as error:
-        failed = error
+    batch = []
+    for entry in mapped(read, range(len(images)), threads):
+        if batch and batch[0][1].shape != entry[1].shape:
+            yield batch
+            batch = []
+        batch.append(entry)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
     if batch:
         yield batch
-    if failed:
-        raise failed
 
 
 def laid_out(images: torch.Tensor) -> torch.Tensor:
