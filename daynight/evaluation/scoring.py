@@ -48,11 +48,8 @@ def evaluate(options: EvalOptions) -> list[dict]:
         entries = [result.entry for result in results]
         if accelerator.is_main_process:
             if options.json:
-                try:
-                    Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-                    write_json(Path(options.json), entries)
-                except OSError as error:
-                    raise InputError(f"--json {options.json}: {error.strerror}") from error
+                Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+                write_json(Path(options.json), entries)
             show(table(results))
             if options.save:
                 write_page(results, sets, Path(options.save))
@@ -243,14 +240,11 @@ def check_place(option: str, name: str | None, folder: bool) -> None:
 def score(run, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, accelerator) -> Result:
     """Score one run on one data set. The processes share the images out; each image counts once. `ids` as of
     `class_map`; predictions and panels are written into the folder `options.save`."""
-    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    numbers, images = list(range(rank, len(image_set.images), world)), Images(image_set.images)
-    classes, ids = image_set.classes, ids.to(device)
-    scored = sorted(set(ids.tolist()) - {IGNORE})
-    columns = [*scored, len(classes)]
-    labelled = torch.zeros(len(image_set.images), len(classes), dtype=torch.int64, device=device)
-    of_image = torch.zeros(len(image_set.images), 3, len(scored), dtype=torch.int64, device=device)
-    total = torch.zeros(len(scored), len(columns), dtype=torch.int64, device=device)
+    images, classes, device = Images(image_set.images), image_set.classes, accelerator.device
+    numbers = list(range(accelerator.process_index, len(images), accelerator.num_processes))
+    scored, ids = sorted(set(ids.tolist()) - {IGNORE}), ids.to(device)
+    shapes = (len(images), len(classes)), (len(images), 3, len(scored)), (len(scored), len(scored) + 1)
+    labelled, of_image, total = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in shapes)
     with Writer() as writer:
         for i, prediction in counted(run.predict(image_set, numbers), len(numbers), "images"):
             prediction = ids[prediction.to(device).long()]
@@ -258,7 +252,7 @@ def score(run, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, acc
             truth = torch.from_numpy(labels).to(device)
             matrix = confusion_matrix(truth, prediction, len(classes), void=True)
             labelled[i] = matrix.sum(1)
-            matrix = matrix[scored][:, columns]
+            matrix = matrix[scored][:, [*scored, len(classes)]]
             of_image[i] = counts(matrix)
             total += matrix
             if options.save:
@@ -274,7 +268,7 @@ def score(run, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, acc
         "model": run.name,
         "dataset": image_set.name,
         "split": image_set.split,
-        "images": len(image_set.images),
+        "images": len(images),
         "size": run.settings["size"],
         "labels": image_set.label_kind,
         "mean": options.mean,
