@@ -36,10 +36,7 @@ def evaluate(options: EvalOptions) -> list[dict]:
         return []
     check_place("--json", options.json, folder=False)
     check_place("--save", options.save, folder=True)
-    sets, results = compare(options, accelerator)
-    # the identity of the weights before scoring, which may take hours
-    folders = {name: find_model(name, "teacher", "--model") for name in names_of(options) if os.path.isdir(name)}
-    cards = {name: (folder, identity(folder)) for name, folder in folders.items() if (folder / CARD).is_file()}
+    sets, results, runs = compare(options, accelerator)
     with together():
         saves = options.save and accelerator.is_main_process
         lock = Lock(Path(options.save), "--save") if saves else nullcontext()
@@ -54,28 +51,25 @@ def evaluate(options: EvalOptions) -> list[dict]:
             if options.save:
                 write_page(results, sets, Path(options.save))
                 say(f"look at {Path(options.save) / 'index.html'}")
-            for name, (folder, weights) in cards.items():
-                if add_results(folder, weights, [entry for entry in entries if entry["model"] == name]):
-                    say(f"added to {folder / CARD}")
+            for run in runs:
+                if run.card and add_results(*run.card, [entry for entry in entries if entry["model"] == run.name]):
+                    say(f"added to {run.card[0] / CARD}")
     return entries
 
 
-def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator[Result]]:
-    """The data sets, and an iterator over the result of each run on each set, which scores as it goes. Every problem
-    that can be known before scoring is reported first."""
+def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator[Result], list]:
+    """The data sets; an iterator over the result of each run on each set, which scores as it goes; the runs, each a
+    `Model` or `Predictions`. Every problem that can be known before scoring is reported first."""
+    names = options.model or ["runs/seg"] * (not options.predictions)
     sets = [load_set(name, options, labelled=True) for name in dict.fromkeys(options.dataset)]
     announce(sets)
-    runs = [Model(name, options, accelerator) for name in dict.fromkeys(names_of(options))]
+    runs = [Model(name, options, accelerator) for name in dict.fromkeys(names)]
     runs += [Predictions(name, options, sets) for name in dict.fromkeys(options.predictions)]
     pairs = [(run, image_set, class_map(run, image_set, options.class_map)) for run in runs for image_set in sets]
     for kind, paths in (("model", [run.name for run in runs]), ("data set", [s.name for s in sets])):
         if options.save and len({Path(path).name for path in paths}) < len(paths):
             raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
-    return sets, (score(*pair, options, accelerator) for pair in pairs)
-
-
-def names_of(options: EvalOptions) -> list[str]:
-    return options.model or ([] if options.predictions else ["runs/seg"])
+    return sets, (score(*pair, options, accelerator) for pair in pairs), runs
 
 
 def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet:
@@ -105,7 +99,8 @@ def check_data(options: EvalOptions) -> None:
 
 
 class Model:
-    """A network to score, and how: `settings` of an entry. classes: those of its train ids.
+    """A network to score, and how: `settings` of an entry. classes: those of its train ids. card: its folder and the
+    identity of its weights before scoring, if it has a model card on this machine.
 
     Raises `InputError` if there is no such model.
     """
@@ -116,6 +111,8 @@ class Model:
         self.classes = Classes(*classes_of(self.model))
         size, scales = options.size or self.model.config["size"], list(factors(options.scales))
         self.settings = {"size": size, "scales": scales, "flip": options.flip}
+        folder = find_model(name, "teacher", "--model")
+        self.card = (folder, identity(folder)) if os.path.isdir(name) and (folder / CARD).is_file() else None
 
     def predict(self, image_set: ImageSet, numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """The number and the H×W train ids (uint8, 255 = none) of each of these images of a set."""
@@ -134,7 +131,7 @@ class Predictions:
     Raises `InputError` if an image has no prediction, or several.
     """
 
-    classes, settings = None, {"size": None, "scales": None, "flip": None}
+    classes, card, settings = None, None, {"size": None, "scales": None, "flip": None}
 
     def __init__(self, name: str, options: EvalOptions, sets: list[ImageSet]):
         folder, self.name, self.ids, self.resize = Path(name), name, options.ids, options.resize
