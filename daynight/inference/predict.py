@@ -31,8 +31,8 @@ def predict(options: PredictOptions) -> None:
     if options.ids == "labelIds" and classes != CITYSCAPES:
         raise InputError("--ids labelIds: the model's classes are not those of Cityscapes; leave it out")
     size, scales = options.size or model.config["size"], factors(options.scales)
-    record = {"model": identity(find_model(options.model, "teacher", "--model")), "size": size, "ids": options.ids}
-    record["classes"] = list(classes.names)
+    weights = identity(find_model(options.model, "teacher", "--model"))
+    record = {"model": weights, "size": size, "ids": options.ids, "classes": list(classes.names)}
     if len(scales) > 1 or options.flip:
         record |= {"scales": list(scales), "flip": options.flip}
     threads, sure = reading_threads(options.num_workers, accelerator), options.confidence

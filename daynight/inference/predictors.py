@@ -36,12 +36,8 @@ class Segmenter:
     logits.
     """
 
-    model: DeepLabV2
-    names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-
     def __init__(self, path: str, device: torch.device):
-        self.model = load_model(path, "teacher", "load_segmenter:", DeepLabV2).to(device)
+        self.model: DeepLabV2 = load_model(path, "teacher", "load_segmenter:", DeepLabV2).to(device)
         self.names, self.colors = classes_of(self.model)
         self._place = SimpleNamespace(device=device, autocast=nullcontext)
 
@@ -59,10 +55,8 @@ class Segmenter:
 class Translator:
     """Translates an image as `daynight translate` does. model: the generator, B×3×H×W in [-1, 1] → the same."""
 
-    model: Generator
-
     def __init__(self, path: str, part: str, device: torch.device):
-        self.model = load_model(path, part, "load_generator:", Generator).to(device)
+        self.model: Generator = load_model(path, part, "load_generator:", Generator).to(device)
         self._place = SimpleNamespace(device=device, autocast=nullcontext)
 
     def __call__(self, image: Image.Image, whole: bool = False) -> Image.Image:
@@ -70,4 +64,4 @@ class Translator:
         crop's size."""
         size, crop = self.model.config["size"], None if whole else self.model.config["crop"]
         results = translations(self.model, [upright(image)], size, crop and pair(crop), 1, self._place, threads=0)
-        return next(iter(results))[2]
+        return next(results)[2]

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import torch
@@ -29,49 +29,41 @@ def mapped(function: Callable, items: Iterable, threads: int, cores: int | None 
     if not threads:
         yield from map(function, items)
         return
-    settings = dict(initializer=torch.set_num_threads, initargs=(cores,)) if cores else {}
-    pool, pending, items, failed = ThreadPoolExecutor(threads, **settings), deque(), iter(items), None
+    pool = ThreadPoolExecutor(threads, initializer=lambda: cores and torch.set_num_threads(cores))
+    pending, items = deque(), iter(items)
     try:
         while True:
             try:
                 pending.extend(pool.submit(function, item) for item in islice(items, 2 * threads - len(pending)))
             except Unreadable as error:
-                failed, items = error, iter(())
+                pending.append(Future())
+                pending[-1].set_exception(error)
             if not pending:
                 break
             yield pending.popleft().result()
-        if failed:
-            raise failed
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def read_batches(images: Images, size: str, batch_size: int, threads: int) -> Iterator[tuple[list, torch.Tensor, list]]:
-    """Yields batches of neighbouring images that have one size once resized: the images' numbers, B×3×H×W in [-1, 1],
-    and the originals."""
+def read_batches(images: Images, size: str, batch_size: int, threads: int) -> Iterator[list[tuple]]:
+    """Yields batches of neighbouring images that have one size once resized. An entry of a batch is the image's number,
+    3×H×W in [-1, 1], and the original."""
 
     def read(i: int):
         image = images[i]
         return i, to_tensor(resize_image(image, *target_size(image.height, image.width, size))), image
 
     batch = []
-    try:
-        for entry in mapped(read, range(len(images)), threads):
-            if batch and (len(batch) == batch_size or batch[0][1].shape != entry[1].shape):
-                yield stacked(batch)
-                batch = []
-            batch.append(entry)
-    except Unreadable:
-        if batch:
-            yield stacked(batch)
-        raise
+    for entry in mapped(read, range(len(images)), threads):
+        if batch and batch[0][1].shape != entry[1].shape:
+            yield batch
+            batch = []
+        batch.append(entry)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
     if batch:
-        yield stacked(batch)
-
-
-def stacked(batch: list[tuple]) -> tuple[list, torch.Tensor, list]:
-    numbers, tensors, originals = map(list, zip(*batch, strict=True))
-    return numbers, torch.stack(tensors), originals
+        yield batch
 
 
 def laid_out(images: torch.Tensor) -> torch.Tensor:
@@ -91,13 +83,11 @@ def logits_of(model, image: Image.Image, size: str, accelerator, scales=(1.0,), 
     `scales` are factors of `size`; `flip` also uses the mirrored image at each scale. With more than one pass, the
     result is the logarithm of the mean probability.
     """
-    shape, height_width = (image.height, image.width), target_size(image.height, image.width, size)
-    several = len(scales) > 1 or flip
-    total = 0.0
+    shape, several, total = (image.height, image.width), len(scales) > 1 or flip, 0.0
     for scale in scales:
-        resized = resize_image(image, *(max(1, round(scale * length)) for length in height_width))
+        resized = resize_image(image, *(max(1, round(scale * length)) for length in target_size(*shape, size)))
         batch = to_tensor(resized)[None].to(accelerator.device)
-        for mirrored in (False, True) if flip else (False,):
+        for mirrored in range(1 + flip):
             with accelerator.autocast():
                 logits = model(laid_out(batch.flip(3) if mirrored else batch)).float()
             if logits.shape[2:] != shape:
@@ -120,7 +110,7 @@ def segment(
     ahead.
     """
     on_cpu, cores = accelerator.device.type == "cpu", torch.get_num_threads()
-    at_once = at_once or (max(1, min(8, cores)) if on_cpu else 2)
+    at_once = at_once or (min(8, cores) if on_cpu else 2)
 
     @torch.inference_mode()
     def work(entry):
@@ -145,8 +135,9 @@ def translations(
     `size` without `keep_size`. `crop` (height, width): translate in tiles of this size; None: whole images."""
 
     def results():
-        for numbers, batch, originals in read_batches(images, size, batch_size, threads):
-            batch = batch.to(accelerator.device)
+        for entries in read_batches(images, size, batch_size, threads):
+            numbers, tensors, originals = zip(*entries, strict=True)
+            batch = torch.stack(tensors).to(accelerator.device)
             with accelerator.autocast():
                 batch = tiled(generator, batch, crop or batch.shape[2:])
             yield from zip(numbers, originals, batch.float().cpu(), strict=True)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 
 from PIL import Image
 
@@ -9,7 +10,7 @@ from daynight.config import TranslateOptions, pair
 from daynight.data.images import Images, Writer, is_whole, save_image
 from daynight.data.sets import companions
 from daynight.data.transforms import target_size
-from daynight.inference.audit import audit, load_judge
+from daynight.inference.audit import Judge, audit
 from daynight.inference.folders import Folders, claimed, find, unfinished
 from daynight.inference.tiles import reading_threads, translations
 from daynight.models.generator import Generator
@@ -27,7 +28,7 @@ def translate(options: TranslateOptions) -> None:
     """
     accelerator = make_accelerator(options.precision)
     folders = find(options.in_, options.data_root, options.out)
-    judge = load_judge(options.audit, accelerator.device) if options.audit else None
+    judge = Judge(options.audit, accelerator) if options.audit else None
     part = "night2day" if options.reverse else "day2night"
     model = load_model(options.model, part, "--model", Generator).to(accelerator.device)
     tiles = None if options.whole else model.config["crop"]
@@ -35,21 +36,19 @@ def translate(options: TranslateOptions) -> None:
     size, crop = options.size or model.config["size"], tiles and pair(tiles)
     threads = reading_threads(options.num_workers, accelerator)
 
-    def is_there(path):
-        return is_whole(folders.place(path))
-
     def results(paths):
         images, keep_size = Images(paths), not options.size
         return translations(model, images, size, crop, options.batch_size, accelerator, threads, keep_size)
 
     with claimed(folders.out, "translation.json", record, accelerator):
         with Writer() as writer:
-            for path, _, image in unfinished(f"{options.in_} → {folders.out}", folders.images, is_there, results):
+            title, done = f"{options.in_} → {folders.out}", lambda path: is_whole(folders.place(path))
+            for path, _, image in unfinished(title, folders.images, done, results):
                 writer.save(image, folders.place(path))
         if accelerator.is_main_process:
             carry(folders, options.size)
         if judge:
-            audit(judge, folders, accelerator, threads)
+            audit(judge, folders, threads)
 
 
 def carry(folders: Folders, size: str | None) -> None:
@@ -64,15 +63,15 @@ def carry(folders: Folders, size: str | None) -> None:
         if size and path.suffix == ".png":
             try:
                 label = Image.open(path)
-                label.load()
+                height, width = target_size(label.height, label.width, size)
+                label = label.resize((width, height), Image.Resampling.NEAREST)
             # Pillow answers damaged files with exceptions of any kind
             except Exception as error:
                 raise InputError(f"{path}: cannot be read as a label ({error})") from error
-            height, width = target_size(label.height, label.width, size)
-            save_image(label.resize((width, height), Image.Resampling.NEAREST), target)
+            save_image(label, target)
             continue
         try:
             os.link(path.resolve(), target)
         except OSError:
-            replace(target, lambda temporary, path=path: shutil.copyfile(path, temporary))
+            replace(target, partial(shutil.copyfile, path))
     say(f"{len(files):,} label files and their like came along")

@@ -144,7 +144,10 @@ def test_an_interrupted_audit_goes_on(home, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(audit, "report", fail)
         assert translate(home, "cs", tmp_path / "night", "--audit a").code == 1
-    next((tmp_path / "night/.audit/leftImg8bit").rglob("*.json")).unlink()
+    shutil.copytree(tmp_path / "night", tmp_path / "other")
+    assert "audit by b: 8 images, 0 there" in translate(home, "cs", tmp_path / "other", "--audit b").out
+    assert not (tmp_path / "other/.audit").exists()
+    next((tmp_path / "night/.audit").rglob("*.json")).unlink()
     again = translate(home, "cs", tmp_path / "night", "--audit a")
     assert again.code == 0 and "audit by a: 8 images, 7 there" in again.out
     assert audit_of(tmp_path / "night") == audit_of(home / "night")
