@@ -57,7 +57,7 @@ class Network:
     so nothing comes from here. `weights`: its identity."""
 
     def __init__(self, name: str, weights: str):
-        self.name, self.identity = name, weights
+        self.name, self.identity = name, f"run {weights}"
 
     def __call__(self, crop: DayCrop, g: torch.Generator) -> None:
         return None
@@ -73,7 +73,7 @@ class Folder:
         self.name = str(path)
         self.photographs = {name: Photographs(translations_of(s, path), size) for name, s in sets.items()}
         record = path / "translation.json"
-        self.identity = str(read_json(record).get("model")) if record.is_file() else str(path)
+        self.identity = f"folder {read_json(record).get('model') if record.is_file() else path}"
 
     def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
         return crop.cut_from(self.photographs[crop.name].levels(crop.number, crop.shape))
