@@ -119,11 +119,8 @@ def train(options: TranslateTrainOptions) -> None:
     torch.manual_seed(options.seed)
     generators, discriminators = build_generators(options), Discriminators(options.width)
     run.open(fingerprints(sets, held) | judged_by, sets)
-    files = {option: [path for s in some for path in s.images] for option, some in sets.items()}
-    photographs = {option.removeprefix("--"): Photographs(paths, options.size) for option, paths in files.items()}
-    draw, cache = unpaired(photographs, pair(options.crop)), open_cache(options, run.folder)
-    for name, some in photographs.items():
-        some.keep_in(cache, f"--{name}")
+    cache = open_cache(options, run.folder)
+    draw = unpaired(sets, options.size, pair(options.crop), cache)
 
     generators.to(run.device)
     averages = {name: EMA(model, options.ema_decay) for name, model in generators.named_children()}
@@ -196,8 +193,13 @@ def train(options: TranslateTrainOptions) -> None:
         skipped.tell()
 
 
-def unpaired(photographs: dict[str, Photographs], crop: tuple[int, int]):
-    """A function that draws a sample: a crop of each kind of image by its name, 3×crop in [-1, 1]."""
+def unpaired(sets: dict, size: str, crop: tuple[int, int], cache):
+    """A function that draws a sample: a crop of a `day` and of a `night` image, 3×crop in [-1, 1] each."""
+    photographs = {}
+    for option, some in sets.items():
+        images = Photographs([path for s in some for path in s.images], size)
+        images.keep_in(cache, option)
+        photographs[option.removeprefix("--")] = images
 
     def draw(g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
         images = {name: some.levels(choose(len(some), g)) for name, some in photographs.items()}
