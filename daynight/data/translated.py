@@ -11,7 +11,7 @@ from daynight.data.cache import Cache
 from daynight.data.images import LabelledPhotographs, Photographs
 from daynight.data.layouts.tree import resolve
 from daynight.data.sampling import choose
-from daynight.data.sets import ImageSet, counterparts, missing
+from daynight.data.sets import ImageSet, counterparts
 from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled
 from daynight.system.errors import InputError
 from daynight.system.files import read_json
@@ -112,14 +112,13 @@ def folder_of_translations(given: str | None, day: str, day_set: ImageSet, root:
         return resolve(given, root, "--translated")
     name = f"{Path(day).name}_night"
     places = (path for path in (Path(name), root / name) if path.is_dir())
-    return next((path for path in places if counterparts(day_set.images, day_set.root, path)), None)
+    return next((path for path in places if not counterparts(day_set.images, day_set.root, path)[1]), None)
 
 
 def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
     """The translation of each image. Raises `InputError` naming one that is missing."""
-    found = counterparts(image_set.images, image_set.root, folder)
-    if found is None:
-        without = missing(image_set.images, image_set.root, folder)
+    found, without = counterparts(image_set.images, image_set.root, folder)
+    if without:
         raise InputError(
             f"--translated {folder}: {len(without):,} of {len(image_set.images):,} images of {image_set.name} have no "
             f"translation there, as {without[0].relative_to(image_set.root)}; daynight translate goes on with it"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from daynight.data.layouts.layout import Layout, has, of_kinds
+from daynight.data.layouts.layout import Layout, folders, of_kinds
 
 
 class ACDC(Layout):
@@ -13,5 +13,5 @@ class ACDC(Layout):
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Dark Zurich keeps its images in rgb_anon too, but has the split there and not the condition."""
-        return has(root, *(f"rgb_anon/{condition}" for condition in ("night", "fog", "rain", "snow")))
+        """Dark Zurich has the same folders, but with the split in them and not the condition."""
+        return bool(folders(root, "gt/night", *(f"rgb_anon/{name}" for name in ("night", "fog", "rain", "snow"))))

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from daynight.data.labels import COLORS, TRAIN_IDS
-from daynight.data.layouts.layout import Layout, counted, has, images_in, shown
+from daynight.data.layouts.layout import Layout, counted, folders
 from daynight.data.layouts.times import expected_files, times_of_day
 from daynight.system.errors import InputError
 
@@ -26,27 +26,20 @@ class BDD100K(Layout):
 
     def __init__(self, root: Path, notes: tuple[str, ...] = (), ten_k: bool = False):
         """The images of the 100k set, without labels; with `ten_k` those of the 10k set, with labels."""
-        super().__init__(root, notes)
         self.ten_k = ten_k
         if ten_k:
             self.name, self.images = "BDD100K 10k", self.images[1:]
         else:
             self.images, self.labels = self.images[:1], ()
+        super().__init__(root, notes)
 
     @classmethod
-    def check_misplaced(cls, root: Path, inside: Sequence[Path]) -> None:
-        for folder, name in ((folder, name) for folder in inside for name in ("100k", "10k") if has(folder, name)):
-            raise InputError(
-                f"{folder / name}: not in its place in BDD100K: images are expected in {root}/images/{name}, "
-                f"JSON files in {root}/labels/{name}"
-            )
+    def recognises(cls, root: Path) -> bool:
+        """Also as some of its zips unpack, without the folder above, which is then said to be expected."""
+        return super().recognises(root) or bool(folders(root, "100k", "10k"))
 
     def parts(self) -> list[Layout]:
         return [self, BDD100K(self.root, self.notes, ten_k=True)]
-
-    def expected_labels(self, labels: str | None) -> str:
-        files = " or ".join(shown(pattern) for _, pattern in self.parts()[1].kinds(labels))
-        return files if self.ten_k else f"images/10k/<split> with {files}"
 
     @cached_property
     def _tags(self) -> dict[str, str]:
@@ -54,13 +47,13 @@ class BDD100K(Layout):
         return times_of_day(self.root / "labels", ("train", "val", "test"))
 
     def missing_times(self, split: str = "<split>") -> str:
-        return "" if self._tags else f"no time of day; expected {expected_files(split)}{self.hint()}"
+        return "" if self._tags else f"no time of day; expected {expected_files(split)}"
 
     def choose(self, images: list[Path], splits: Sequence[str | None], time: str | None, where: str):
         """Without what the 10k's val and test score, as the sets overlap. Images without a tag are never guessed."""
         notes, (_, ten_k) = [], self.parts()
-        scored = () if self.ten_k else {"val", "test"} & ten_k.splits.keys() - set(splits)
-        stems = {image.stem for split in scored for image in images_in(ten_k.splits[split])}
+        scored = [] if self.ten_k else {"val", "test"} & ten_k.splits.keys() - set(splits)
+        stems = {image.stem for _, image in ten_k.files(ten_k.pattern, scored)}
         kept = [image for image in images if image.stem not in stems]
         if len(kept) < len(images):
             notes.append(f"{counted(len(images) - len(kept), 'image')} left out that the 10k set scores")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from daynight.data.labels import TRAIN_IDS, Classes, read_classes
-from daynight.data.layouts.layout import Layout, has
+from daynight.data.layouts.layout import Layout, folders
 
 
 class Folder(Layout):
@@ -15,8 +15,12 @@ class Folder(Layout):
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        beside = has(root, "labels", "images/train", "images/val") or (root / "classes.json").exists()
-        return has(root, "images") and beside
+        described = bool(folders(root, "images")) and (root / "classes.json").exists()
+        return described or bool(folders(root, "labels", "images/train", "images/val"))
+
+    @classmethod
+    def expected(cls) -> str:
+        return f"{super().expected()} and classes.json"
 
     def classes(self, needed: bool) -> Classes | None:
         path = self.root / "classes.json"
@@ -28,9 +32,7 @@ class Images(Layout):
 
     name = "images"
     images = ("**/*",)
+    expected = Folder.expected
 
     def classes(self, needed: bool) -> Classes | None:
         return None
-
-    def expected_labels(self, labels: str | None) -> str:
-        return "images/<split>/ with labels/<split>/**/*.png and classes.json"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from daynight.data.labels import CITYSCAPES, LabelKind
-from daynight.data.layouts.layout import Layout, has
+from daynight.data.layouts.layout import Layout, folders
 
 # Ids by the order of `labels` in the data set's own config_v1.2.json and config_v2.0.json (the same lists stand in
 # datumaro, plugins/data_formats/mapillary_vistas/format.py). The map follows the definitions of Cityscapes' classes
@@ -58,9 +58,8 @@ class MapillaryVistas(Layout):
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """Anyone could have such folders with labels of other classes: a file or a folder must tell the version."""
-        if not has(root, *(f"{split}/images" for split in cls.split_names)):
+        if not folders(root, *(f"{split}/images" for split in cls.split_names)):
             return False
-        versions = has(root, *(f"{split}/{version}" for split in cls.split_names for version in ("v1.2", "v2.0")))
-        return versions or any(
-            b"construction--barrier--curb" in path.read_bytes() for path in root.glob("config*.json")
-        )
+        configs = (path.read_bytes() for path in root.glob("config*.json"))
+        known = any(b"construction--barrier--curb" in config for config in configs)
+        return known or bool(folders(root, "{split}/v1.2", "{split}/v2.0"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from daynight.data.layouts.layout import Layout, has, of_kinds
+from daynight.data.layouts.layout import Layout, folders, of_kinds
 
 _LABELS = "gtCoarse_daytime_trainvaltest"
 
@@ -19,4 +19,4 @@ class NighttimeDriving(Layout):
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        return has(root, "leftImg8bit") and has(root, _LABELS, "leftImg8bit/test/night")
+        return bool(folders(root, _LABELS, "leftImg8bit/test/night"))
