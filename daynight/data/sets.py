@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from daynight.data.labels import Classes, LabelKind
+from daynight.data.labels import CITYSCAPES, Classes, LabelKind, read_classes
 from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, Layout, counted
 from daynight.data.layouts.tree import locate, resolve, tagged_night
 from daynight.system.console import say
@@ -138,10 +138,13 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
     if labelled and not kind:
         message = f"{option}: no labels for the images in {looked_in}; expected {layout.expected()}"
         raise InputError("; ".join([message, *notes]))
-    classes = layout.classes(needed=labelled)
-    if kind and not classes:
-        notes.append("labels are not used, as there is no classes.json")
-        kind = None
+    classes = CITYSCAPES if kind else None
+    if kind and layout.own_classes:
+        described = labelled or (root / "classes.json").exists()
+        classes = read_classes(root / "classes.json") if described else None
+        if not described:
+            notes.append("labels are not used, as there is no classes.json")
+            kind = None
 
     paths = [files.get(keys.get(image)) if kind else None for image in images]
     if labelled and None in paths:
@@ -161,26 +164,28 @@ def describe(name: str, data_root: Path, option: str) -> list[str]:
         found = load(name, data_root, option, splits=None)
         return [str(found), *found.notes]
     layout = locate(resolve(name, data_root, option))
-    lines, sets = [f"{name}: {note}" for note in layout.notes], []
+    lines, labelled, scored = [f"{name}: {note}" for note in layout.notes], layout.labelled(), []
+    empty = True
     for part in layout.parts():
         part.notes = ()  # said above
         for split in part.splits:
             if not any(part.files(part.pattern, [split])):
-                lines.append(f"{name}: {part.name}, {split or part.root}, no images")
+                lines.append(f"{name}: {part.name}, {split}, no images")
                 continue
             found = _gather(name, part, [split], option)
-            counts = Counter(filter(None, map(part.time_of, found.images)))
+            times = Counter(filter(None, map(part.time_of, found.images)))
             lines += [str(found), *found.notes]
-            lines += [f"  {time}: {counted(count, 'image')}" for time, count in sorted(counts.items())]
-            sets.append(found)
-    scored = layout.labelled()
-    if not sets:
+            lines += [f"  {time}: {counted(times[time], 'image')}" for time in sorted(times)]
+            if found.label_kind and (part.name, split) == (labelled.name, _scored(labelled.splits)):
+                scored = [f"{name}: eval scores {part.name}, {split}"]
+            empty = False
+    if empty:
         raise InputError(f"{option}: {layout.root}: no images; expected {layout.expected()}")
-    if layout.missing_times():
-        lines.append(f"{name}: {layout.missing_times()}")
-    if any((s.layout, s.split) == (scored.name, _scored(scored.splits)) and s.label_kind for s in sets):
-        lines.append(f"{name}: eval scores {scored.name}, {_scored(scored.splits)}")
-    return lines
+    try:
+        layout.choose([], ["<split>"], "night", name)
+    except InputError as error:  # which files tell the time of day
+        lines.append(str(error))
+    return lines + scored
 
 
 def image_files(root: Path) -> tuple[Path, ...]:
@@ -195,12 +200,13 @@ def image_files(root: Path) -> tuple[Path, ...]:
 
 
 def companions(root: Path) -> tuple[Path, ...]:
-    """The files that make a tree a labelled data set beside its images: label files, classes.json, LICENSE*; sorted.
+    """The files that make a tree a labelled data set beside its images: label files, what tells their classes, the licence; sorted.
 
     Files with the time of day are not among them: a translated day image is no day image. Below `locate(root).root`.
     """
     layout = locate(root)
-    files = {path for pattern in layout.companions for path in layout.root.glob(pattern) if path.is_file()}
+    beside = ("classes.json", "config*.json", "LICENSE*")
+    files = {path for pattern in beside for path in layout.root.glob(pattern) if path.is_file()}
     for part in layout.parts():
         patterns = (pattern for kind, pattern in part.labels if not kind.refused)
         files.update(path for pattern in patterns for _, path in part.files(pattern))

@@ -46,9 +46,6 @@ class BDD100K(Layout):
         """By an image's stem, of all splits: the 10k images of a split are in any split of the 100k, or in none."""
         return times_of_day(self.root / "labels", ("train", "val", "test"))
 
-    def missing_times(self, split: str = "<split>") -> str:
-        return "" if self._tags else f"no time of day; expected {expected_files(split)}"
-
     def choose(self, images: list[Path], splits: Sequence[str | None], time: str | None, where: str):
         """Without what the 10k's val and test score, as the sets overlap. Images without a tag are never guessed."""
         notes, (_, ten_k) = [], self.parts()
@@ -60,7 +57,8 @@ class BDD100K(Layout):
         if time is None:
             return kept, notes
         if not self._tags:
-            raise InputError(f"{where}: {self.missing_times('train' if self.ten_k else splits[0] or 'train')}")
+            wanted = expected_files("train" if self.ten_k else splits[0] or "train")
+            raise InputError(f"{where}: no time of day; expected {wanted}")
         counts, tag = Counter(self._tags.get(image.stem, "undefined") for image in kept), _TAGS[time]
         unknown = f"; {counts['undefined']:,} without a time of day are left out" if counts["undefined"] else ""
         notes.append(f"{counts[tag]:,} of {counted(len(kept), 'image')} are tagged {tag}{unknown}")

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from daynight.data.labels import CITYSCAPES, COLORS, KINDS, Classes, LabelKind
+from daynight.data.labels import COLORS, KINDS, LabelKind
 from daynight.system.errors import InputError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -26,7 +26,7 @@ class Layout:
     labels: tuple[tuple[LabelKind, str], ...] = ()  # (kind, pattern); the first that any image has is read
     label_notes: dict[str, str] = {}  # kind: what to say where `--labels` did not ask for it
     split_names: dict[str, str] = {}  # folder: split, where a split's folder has another name
-    companions: tuple[str, ...] = ("classes.json", "LICENSE*")  # files to copy with the images and labels
+    own_classes = False  # whether a classes.json says what the train ids mean; else they are Cityscapes'
     night_only = False
     night_by_tags = False  # whether X-night names those labelled images of X that its tags call night
 
@@ -63,7 +63,7 @@ class Layout:
         """Where images and labels should lie: "leftImg8bit/<split>/ with gtFine/<split>/**/*_gtFine_labelIds.png"."""
         images = " or ".join(pattern.split(FILE)[0] for pattern in cls.images)
         labels = " or ".join(pattern for kind, pattern in cls.labels if not kind.refused)
-        return f"{images} with {labels}".replace(SPLIT, "<split>")
+        return f"{images} with {labels}{' and classes.json' * cls.own_classes}".replace(SPLIT, "<split>")
 
     def parts(self) -> list["Layout"]:
         """The sets of images in the tree, each a layout of its own; the last has the labels."""
@@ -103,10 +103,6 @@ class Layout:
                 return kind, files
         return None, {}
 
-    def classes(self, needed: bool) -> Classes | None:
-        """What the train ids mean; None where nothing says so. Raises InputError where it is `needed` nevertheless."""
-        return CITYSCAPES
-
     def choose(
         self, images: list[Path], splits: Sequence[str | None], time: str | None, where: str
     ) -> tuple[list[Path], list[str]]:
@@ -120,10 +116,6 @@ class Layout:
     def time_of(self, image: Path) -> str | None:
         """The time of day of an image in the data set's words; None where it does not tell."""
         return None
-
-    def missing_times(self) -> str:
-        """Which files that tell the time of day are missing, in words; "" if none."""
-        return ""
 
 
 def of_kinds(pattern: str, *kinds: str) -> tuple[tuple[LabelKind, str], ...]:
