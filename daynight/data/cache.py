@@ -38,32 +38,29 @@ class Cache:
         content depends on. Returns `Mapped`, `Jpegs` or None."""
         if not self.left or not paths:
             return None
-        shapes = [shape_of(path, size) for path in paths]
-        lengths = [height * width * channels for height, width in shapes]
+        lengths = [height * width * channels for height, width in (shape_of(path, size) for path in paths)]
         keys = [key(path, size, salt) for path in paths]
-        total = sum(lengths) + HEAD * len(lengths)
-        as_jpegs = JPEG_SHARE * total
-        if self.folder is None:
-            self.planned += total if self.planned + total <= self.left else as_jpegs * (channels == 3)
-            return None
+        total, room = sum(lengths) + HEAD * len(lengths), self.left
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            disk = os.statvfs(self.folder)
-            file = self.folder / f"{digest(' '.join(keys))}.u8"
-            there = file.stat().st_blocks * 512 if file.is_file() else 0
-            room = min(self.left, disk.f_bavail * disk.f_frsize + there)
-            if total <= room:
-                self.left -= total
-                say(f"cache of {name}: {math.ceil(total / 1e6):,} MB at most, mapped, in {self.folder}")
+            if self.folder:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                disk, file = os.statvfs(self.folder), self.folder / f"{digest(' '.join(keys))}.u8"
+                there = file.stat().st_blocks * 512 if file.is_file() else 0
+                room = min(room, disk.f_bavail * disk.f_frsize + there)
+            taken = JPEG_SHARE * total if total > room and channels == 3 else total
+            fits, megabytes = taken <= room, math.ceil(taken / 1e6)
+            self.left, self.planned = self.left - taken * fits, self.planned + taken * fits
+            if not self.folder:
+                return None
+            if fits and taken == total:
+                say(f"cache of {name}: {megabytes:,} MB at most, mapped, in {self.folder}")
                 return Mapped(file, lengths, channels)
-            if channels == 3 and as_jpegs <= room:
-                self.left -= as_jpegs
-                say(f"cache of {name}: about {math.ceil(as_jpegs / 1e6):,} MB of JPEGs in {self.folder}")
+            if fits:
+                say(f"cache of {name}: about {megabytes:,} MB of JPEGs in {self.folder}")
                 return Jpegs(self.folder, keys)
+            say(f"cache of {name}: none, {megabytes:,} MB do not fit; its files are read every time")
         except OSError as error:
             warn(f"--cache {self.folder}: {error.strerror}; {name} is read from its files every time")
-            return None
-        say(f"cache of {name}: none, {math.ceil(total / 1e6):,} MB do not fit; its files are read every time")
         return None
 
 
@@ -86,11 +83,8 @@ def shape_of(path: Path, size: str) -> tuple[int, int]:
 
 def key(path: Path, size: str, salt: str) -> str:
     """16 hex digits that change with a file's path, length or time, and with what is made of it."""
-    try:
-        state = os.stat(path)
-        state = state.st_size, state.st_mtime_ns
-    except OSError:
-        state = None
+    stat = os.stat(path) if os.path.exists(path) else None
+    state = (stat.st_size, stat.st_mtime_ns) if stat else None
     return digest(f"{os.path.abspath(path)}\0{state}\0{size}\0{salt}")
 
 
@@ -121,7 +115,7 @@ class Mapped:
         if length and height * width * self.channels == length:
             if self.known[i] or zlib.crc32(slot[4:]) == checksum:
                 self.known[i] = True
-                return slot[HEAD:].reshape((height, width, self.channels) if self.channels > 1 else (height, width))
+                return slot[HEAD:].reshape((height, width, self.channels)[: 3 if self.channels > 1 else 2])
         array = make()
         if length and array.size == length:
             content = b"".join(n.to_bytes(4, "little") for n in array.shape[:2]) + array.tobytes()

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,10 +104,8 @@ def _choose(layout: Layout, splits: Sequence[str] | None, where: str) -> list[st
     wanted = [_scored(found)] if splits is None else splits
     chosen = [split for split in wanted if split in found]
     if not chosen:
-        asked = f"no split {' or '.join(map(repr, wanted))}"
-        if splits is None:
-            asked = "give --split: there is neither val nor test"
-        raise InputError(f"{where}: {asked}; found {', '.join(found)}")
+        asked = f"split {' or '.join(map(repr, splits))}" if splits else "split to score, neither val nor test"
+        raise InputError(f"{where}: no {asked}; found {', '.join(found)}{'' if splits else ': give --split'}")
     return chosen
 
 
@@ -138,13 +137,11 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
     if labelled and not kind:
         message = f"{option}: no labels for the images in {looked_in}; expected {layout.expected()}"
         raise InputError("; ".join([message, *notes]))
-    classes = CITYSCAPES if kind else None
-    if kind and layout.own_classes:
-        described = labelled or (root / "classes.json").exists()
-        classes = read_classes(root / "classes.json") if described else None
-        if not described:
-            notes.append("labels are not used, as there is no classes.json")
-            kind = None
+    described = not layout.own_classes or labelled or (root / "classes.json").exists()
+    if kind and not described:
+        notes.append("labels are not used, as there is no classes.json")
+        kind = None
+    classes = read_classes(root / "classes.json") if layout.own_classes and kind else CITYSCAPES if kind else None
 
     paths = [files.get(keys.get(image)) if kind else None for image in images]
     if labelled and None in paths:
@@ -164,28 +161,27 @@ def describe(name: str, data_root: Path, option: str) -> list[str]:
         found = load(name, data_root, option, splits=None)
         return [str(found), *found.notes]
     layout = locate(resolve(name, data_root, option))
-    lines, labelled, scored = [f"{name}: {note}" for note in layout.notes], layout.labelled(), []
-    empty = True
+    lines, sets, scored = [f"{name}: {note}" for note in layout.notes], [], layout.labelled()
     for part in layout.parts():
         part.notes = ()  # said above
         for split in part.splits:
             if not any(part.files(part.pattern, [split])):
                 lines.append(f"{name}: {part.name}, {split}, no images")
                 continue
-            found = _gather(name, part, [split], option)
-            times = Counter(filter(None, map(part.time_of, found.images)))
-            lines += [str(found), *found.notes]
+            sets.append(_gather(name, part, [split], option))
+            times = Counter(filter(None, map(part.time_of, sets[-1].images)))
+            lines += [str(sets[-1]), *sets[-1].notes]
             lines += [f"  {time}: {counted(times[time], 'image')}" for time in sorted(times)]
-            if found.label_kind and (part.name, split) == (labelled.name, _scored(labelled.splits)):
-                scored = [f"{name}: eval scores {part.name}, {split}"]
-            empty = False
-    if empty:
+    if not sets:
         raise InputError(f"{option}: {layout.root}: no images; expected {layout.expected()}")
     try:
         layout.choose([], ["<split>"], "night", name)
-    except InputError as error:  # which files tell the time of day
+    except InputError as error:  # which files would tell the time of day
         lines.append(str(error))
-    return lines + scored
+    split = _scored(scored.splits)
+    if any((s.layout, s.split) == (scored.name, split) and s.label_kind for s in sets):
+        lines.append(f"{name}: eval scores {scored.name}, {split}")
+    return lines
 
 
 def image_files(root: Path) -> tuple[Path, ...]:
@@ -200,7 +196,7 @@ def image_files(root: Path) -> tuple[Path, ...]:
 
 
 def companions(root: Path) -> tuple[Path, ...]:
-    """The files that make a tree a labelled data set beside its images: label files, what tells their classes, the licence; sorted.
+    """The files that make a tree a labelled data set beside its images: labels, their classes, the licence; sorted.
 
     Files with the time of day are not among them: a translated day image is no day image. Below `locate(root).root`.
     """
@@ -244,8 +240,9 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
 def announce(sets: Sequence[ImageSet]) -> None:
     """Say what each set holds, with its remarks."""
     for image_set in sets:
-        for line in (image_set, *(f"  {note}" for note in image_set.notes)):
-            say(str(line))
+        say(str(image_set))
+        for note in image_set.notes:
+            say(f"  {note}")
 
 
 def evenly(length: int, count: int) -> list[int]:
@@ -270,11 +267,9 @@ def hold_out(image_set: ImageSet, data_root: Path, option: str, count: int, time
 
     If there is none (with labels, if `labelled`), at most a tenth of the set's own images, which `without` takes out.
     """
-    try:
+    with suppress(InputError):
         found = load(image_set.name, data_root, option, splits=("val",), time=time, labelled=labelled)
         if found.split == "val":
             return thinned(found, count)
-    except InputError:
-        pass
     own = replace(image_set, split="a tenth, not trained on")
     return thinned(own, min(count, len(image_set.images) // 10))

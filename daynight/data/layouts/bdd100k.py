@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from daynight.data.labels import COLORS, TRAIN_IDS
-from daynight.data.layouts.layout import Layout, counted, folders
+from daynight.data.layouts.layout import Layout, counted
 from daynight.data.layouts.times import expected_files, times_of_day
 from daynight.system.errors import InputError
 
@@ -23,6 +23,8 @@ class BDD100K(Layout):
         (COLORS, "labels/sem_seg/colormaps/{split}/**/*.png"),
         (COLORS, "seg/color_labels/{split}/**/*_train_color.png"),
     )
+    # some of its zips unpack to 100k/ or 10k/ alone
+    signs = ("images/100k", "images/10k", "labels/sem_seg", "seg/images", "seg/labels", "100k", "10k")
 
     def __init__(self, root: Path, notes: tuple[str, ...] = (), ten_k: bool = False):
         """The images of the 100k set, without labels; with `ten_k` those of the 10k set, with labels."""
@@ -32,11 +34,6 @@ class BDD100K(Layout):
         else:
             self.images, self.labels = self.images[:1], ()
         super().__init__(root, notes)
-
-    @classmethod
-    def recognises(cls, root: Path) -> bool:
-        """Also as some of its zips unpack, without the folder above, which is then said to be expected."""
-        return super().recognises(root) or bool(folders(root, "100k", "10k"))
 
     def parts(self) -> list[Layout]:
         return [self, BDD100K(self.root, self.notes, ten_k=True)]

@@ -1,9 +1,7 @@
 """Data of one's own: images with labels in folders of their own, or only images."""
 
-from pathlib import Path
-
 from daynight.data.labels import TRAIN_IDS
-from daynight.data.layouts.layout import Layout, folders
+from daynight.data.layouts.layout import Layout
 
 
 class Folder(Layout):
@@ -12,12 +10,8 @@ class Folder(Layout):
     name = "folder"
     images = ("images/{split}/**/*",)
     labels = ((TRAIN_IDS, "labels/{split}/**/*.png"),)
+    signs = ("labels", "images/train", "images/val", "classes.json")
     own_classes = True
-
-    @classmethod
-    def recognises(cls, root: Path) -> bool:
-        described = bool(folders(root, "images")) and (root / "classes.json").exists()
-        return described or bool(folders(root, "labels", "images/train", "images/val"))
 
 
 class Images(Layout):

@@ -24,6 +24,7 @@ class Layout:
     short: str | None = None  # of its folder under the data root, by convention
     images: tuple[str, ...]  # patterns; the first that is there is read
     labels: tuple[tuple[LabelKind, str], ...] = ()  # (kind, pattern); the first that any image has is read
+    signs: tuple[str, ...] = ()  # a folder with any of these is recognised; by default those in which {split} lies
     label_notes: dict[str, str] = {}  # kind: what to say where `--labels` did not ask for it
     split_names: dict[str, str] = {}  # folder: split, where a split's folder has another name
     own_classes = False  # whether a classes.json says what the train ids mean; else they are Cityscapes'
@@ -55,8 +56,8 @@ class Layout:
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """Whether a folder has this layout, or a part of it."""
-        patterns = [*cls.images, *(pattern for _, pattern in cls.labels)]
-        return bool(folders(root, *(pattern.split(SPLIT)[0] for pattern in patterns)))
+        tops = (pattern.split(SPLIT)[0] for pattern in (*cls.images, *(pattern for _, pattern in cls.labels)))
+        return any(os.path.exists(root / sign) for sign in cls.signs or tops)
 
     @classmethod
     def expected(cls) -> str:
