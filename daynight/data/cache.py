@@ -38,8 +38,12 @@ class Cache:
         content depends on. Returns `Mapped`, `Jpegs` or None."""
         if not self.left or not paths:
             return None
-        lengths = [height * width * channels for height, width in (shape_of(path, size) for path in paths)]
-        keys = [key(path, size, salt) for path in paths]
+        found = [look(path, size) for path in paths]
+        lengths = [pixels * channels for pixels, _ in found]
+        keys = [
+            digest(f"{os.path.abspath(path)}\0{state}\0{size}\0{salt}")
+            for path, (_, state) in zip(paths, found, strict=True)
+        ]
         total, room = sum(lengths) + HEAD * len(lengths), self.left
         try:
             if self.folder:
@@ -70,25 +74,22 @@ def open_cache(options, folder: Path) -> Cache:
     return Cache(place, 0 if options.cache == "off" else LIMIT)
 
 
-def shape_of(path: Path, size: str) -> tuple[int, int]:
-    """Height and width after resizing; (0, 0) if the file is no image. EXIF rotation is ignored here: it swaps height
-    and width, and only their product is used."""
+def look(path: Path, size: str) -> tuple[int, tuple[int, int] | None]:
+    """The pixels of an image after resizing, and its file's length and time; (0, None) if it is none.
+
+    EXIF rotation is ignored here: it swaps height and width, and only their product is used.
+    """
     try:
+        stat = os.stat(path)
         with Image.open(path) as image:
-            return target_size(image.height, image.width, size)
+            return math.prod(target_size(image.height, image.width, size)), (stat.st_size, stat.st_mtime_ns)
     # Pillow raises exceptions of any kind for damaged files; reading the image will report it
     except Exception:
-        return 0, 0
-
-
-def key(path: Path, size: str, salt: str) -> str:
-    """16 hex digits that change with a file's path, length or time, and with what is made of it."""
-    stat = os.stat(path) if os.path.exists(path) else None
-    state = (stat.st_size, stat.st_mtime_ns) if stat else None
-    return digest(f"{os.path.abspath(path)}\0{state}\0{size}\0{salt}")
+        return 0, None
 
 
 def digest(text: str) -> str:
+    """16 hex digits."""
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 

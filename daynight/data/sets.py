@@ -137,11 +137,13 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
     if labelled and not kind:
         message = f"{option}: no labels for the images in {looked_in}; expected {layout.expected()}"
         raise InputError("; ".join([message, *notes]))
-    described = not layout.own_classes or labelled or (root / "classes.json").exists()
-    if kind and not described:
-        notes.append("labels are not used, as there is no classes.json")
-        kind = None
-    classes = read_classes(root / "classes.json") if layout.own_classes and kind else CITYSCAPES if kind else None
+    classes, file = None if layout.own_classes else CITYSCAPES, root / "classes.json"
+    if kind and layout.own_classes:
+        if labelled or file.exists():
+            classes = read_classes(file)
+        else:
+            notes.append("labels are not used, as there is no classes.json")
+            kind = None
 
     paths = [files.get(keys.get(image)) if kind else None for image in images]
     if labelled and None in paths:
@@ -161,27 +163,24 @@ def describe(name: str, data_root: Path, option: str) -> list[str]:
         found = load(name, data_root, option, splits=None)
         return [str(found), *found.notes]
     layout = locate(resolve(name, data_root, option))
-    lines, sets, scored = [f"{name}: {note}" for note in layout.notes], [], layout.labelled()
+    lines, scored = [f"{name}: {note}" for note in layout.notes], []
     for part in layout.parts():
         part.notes = ()  # said above
         for split in part.splits:
             if not any(part.files(part.pattern, [split])):
                 lines.append(f"{name}: {part.name}, {split}, no images")
                 continue
-            sets.append(_gather(name, part, [split], option))
-            times = Counter(filter(None, map(part.time_of, sets[-1].images)))
-            lines += [str(sets[-1]), *sets[-1].notes]
+            found = _gather(name, part, [split], option)
+            times = Counter(filter(None, map(part.time_of, found.images)))
+            lines += [str(found), *found.notes]
             lines += [f"  {time}: {counted(times[time], 'image')}" for time in sorted(times)]
-    if not sets:
-        raise InputError(f"{option}: {layout.root}: no images; expected {layout.expected()}")
+            if found.label_kind and split == _scored(part.splits):
+                scored = [f"{name}: eval scores {part.name}, {split}"]
     try:
         layout.choose([], ["<split>"], "night", name)
     except InputError as error:  # which files would tell the time of day
         lines.append(str(error))
-    split = _scored(scored.splits)
-    if any((s.layout, s.split) == (scored.name, split) and s.label_kind for s in sets):
-        lines.append(f"{name}: eval scores {scored.name}, {split}")
-    return lines
+    return lines + scored
 
 
 def image_files(root: Path) -> tuple[Path, ...]:

@@ -522,7 +522,8 @@ def test_describe_cityscapes(tmp_path):
     ]
     shutil.rmtree(root / "leftImg8bit")
     (root / "leftImg8bit").mkdir()
-    assert "leftImg8bit/<split>/" in message(describe, "cs", tmp_path, "--dataset")
+    assert describe("cs", tmp_path, "--dataset") == []
+    assert "leftImg8bit/<split>/" in message(load, "cs", tmp_path, "--dataset", splits=None)
 
 
 def test_describe_says_which_labels(tmp_path):
