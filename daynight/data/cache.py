@@ -6,6 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,7 @@ class Cache:
             return None
         found = [look(path, size) for path in paths]
         lengths = [pixels * channels for pixels, _ in found]
-        keys = [
-            digest(f"{os.path.abspath(path)}\0{state}\0{size}\0{salt}")
-            for path, (_, state) in zip(paths, found, strict=True)
-        ]
+        keys = [digest(f"{state}\0{salt}") for _, state in found]
         total, room = sum(lengths) + HEAD * len(lengths), self.left
         try:
             if self.folder:
@@ -74,18 +72,19 @@ def open_cache(options, folder: Path) -> Cache:
     return Cache(place, 0 if options.cache == "off" else LIMIT)
 
 
-def look(path: Path, size: str) -> tuple[int, tuple[int, int] | None]:
-    """The pixels of an image after resizing, and its file's length and time; (0, None) if it is none.
+def look(path: Path, size: str) -> tuple[int, str]:
+    """The pixels of an image after resizing, 0 if it is none; and a text that changes with its path, length or time.
 
     EXIF rotation is ignored here: it swaps height and width, and only their product is used.
     """
-    try:
-        stat = os.stat(path)
-        with Image.open(path) as image:
-            return math.prod(target_size(image.height, image.width, size)), (stat.st_size, stat.st_mtime_ns)
+    pixels, state = 0, None
     # Pillow raises exceptions of any kind for damaged files; reading the image will report it
-    except Exception:
-        return 0, None
+    with suppress(Exception):
+        stat = os.stat(path)
+        state = stat.st_size, stat.st_mtime_ns
+        with Image.open(path) as image:
+            pixels = math.prod(target_size(image.height, image.width, size))
+    return pixels, f"{os.path.abspath(path)}\0{state}\0{size}"
 
 
 def digest(text: str) -> str:

@@ -19,4 +19,5 @@ class Images(Layout):
 
     name = "images"
     images = ("**/*",)
+    own_classes = True
     expected = Folder.expected

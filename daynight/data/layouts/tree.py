@@ -37,8 +37,8 @@ def tagged_night(name: str, data_root: Path) -> str | None:
     if whole in ("", name) or any(map(os.path.isdir, (name, data_root / name))):
         return None
     found = next(filter(os.path.isdir, (Path(whole), data_root / whole)), None)
-    layout = locate(found) if found else BY_SHORT_NAME.get(whole)
-    return whole if layout and layout.night_by_tags else None
+    layout = locate(found) if found else BY_SHORT_NAME.get(whole, Layout)
+    return whole if layout.night_by_tags else None
 
 
 def locate(root: Path) -> Layout:
