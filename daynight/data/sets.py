@@ -101,8 +101,7 @@ def _choose(layout: Layout, splits: Sequence[str] | None, where: str) -> list[st
         raise InputError(f"{where}: no images; expected {layout.expected()}")
     if None in found:
         return [None]
-    wanted = [_scored(found)] if splits is None else splits
-    chosen = [split for split in wanted if split in found]
+    chosen = [split for split in splits or [_scored(found)] if split in found]
     if not chosen:
         asked = f"split {' or '.join(map(repr, splits))}" if splits else "split to score, neither val nor test"
         raise InputError(f"{where}: no {asked}; found {', '.join(found)}{'' if splits else ': give --split'}")

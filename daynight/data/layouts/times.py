@@ -66,21 +66,19 @@ def _remembered(files: list[Path]) -> dict[str, str]:
 
 def _read(file: Path) -> Iterator[tuple[str, str]]:
     """(stem, time of day) of each entry that has one."""
-    count = 0
     try:
-        for entry in _entries(file):
+        for number, entry in enumerate(_entries(file)):
             # one generation names the image file, another only its stem
             name = Path(entry["name"])
             when = (entry.get("attributes") or {}).get("timeofday")
             if isinstance(when, str):
                 yield name.stem if name.suffix.lower() in (".jpg", ".png") else name.name, when
-            count += 1
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or getattr(error, "msg", error)
         raise InputError(f"{file}: cannot be read as JSON ({cause})") from error
     except (KeyError, TypeError, AttributeError) as error:
         wanted = "expected name and attributes of a BDD100K image"
-        raise InputError(f"{file}: entry {count} has no name; {wanted}") from error
+        raise InputError(f"{file}: entry {number} has no name; {wanted}") from error
 
 
 def _entries(file: Path) -> Iterator:
