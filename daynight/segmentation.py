@@ -173,7 +173,7 @@ def translation_source(options: SegTrainOptions, days: dict[str, ImageSet], root
     if run in UNTRAINED:
         return UNTRAINED[run]()
     for folder in (Path(name), root / name):
-        if not run and folder.is_dir() and counterparts(days["day"].images, days["day"].root, folder):
+        if not run and folder.is_dir() and not counterparts(days["day"].images, days["day"].root, folder)[1]:
             return Folder(folder, days, options.size)
     if run or (Path(default) / "day2night" / "config.json").is_file():
         return Network(run or default, identity(find_model(run or default, "day2night", "--translator")))

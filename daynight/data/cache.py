@@ -6,6 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,32 +39,30 @@ class Cache:
         content depends on. Returns `Mapped`, `Jpegs` or None."""
         if not self.left or not paths:
             return None
-        shapes = [shape_of(path, size) for path in paths]
-        lengths = [height * width * channels for height, width in shapes]
-        keys = [key(path, size, salt) for path in paths]
-        total = sum(lengths) + HEAD * len(lengths)
-        as_jpegs = JPEG_SHARE * total
-        if self.folder is None:
-            self.planned += total if self.planned + total <= self.left else as_jpegs * (channels == 3)
-            return None
+        found = [look(path, size) for path in paths]
+        lengths = [pixels * channels for pixels, _ in found]
+        keys = [digest(f"{state}\0{salt}") for _, state in found]
+        total, room = sum(lengths) + HEAD * len(lengths), self.left
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            disk = os.statvfs(self.folder)
-            file = self.folder / f"{digest(' '.join(keys))}.u8"
-            there = file.stat().st_blocks * 512 if file.is_file() else 0
-            room = min(self.left, disk.f_bavail * disk.f_frsize + there)
-            if total <= room:
-                self.left -= total
-                say(f"cache of {name}: {math.ceil(total / 1e6):,} MB at most, mapped, in {self.folder}")
+            if self.folder:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                disk, file = os.statvfs(self.folder), self.folder / f"{digest(' '.join(keys))}.u8"
+                there = file.stat().st_blocks * 512 if file.is_file() else 0
+                room = min(room, disk.f_bavail * disk.f_frsize + there)
+            taken = JPEG_SHARE * total if total > room and channels == 3 else total
+            fits, megabytes = taken <= room, math.ceil(taken / 1e6)
+            self.left, self.planned = self.left - taken * fits, self.planned + taken * fits
+            if not self.folder:
+                return None
+            if fits and taken == total:
+                say(f"cache of {name}: {megabytes:,} MB at most, mapped, in {self.folder}")
                 return Mapped(file, lengths, channels)
-            if channels == 3 and as_jpegs <= room:
-                self.left -= as_jpegs
-                say(f"cache of {name}: about {math.ceil(as_jpegs / 1e6):,} MB of JPEGs in {self.folder}")
+            if fits:
+                say(f"cache of {name}: about {megabytes:,} MB of JPEGs in {self.folder}")
                 return Jpegs(self.folder, keys)
+            say(f"cache of {name}: none, {megabytes:,} MB do not fit; its files are read every time")
         except OSError as error:
             warn(f"--cache {self.folder}: {error.strerror}; {name} is read from its files every time")
-            return None
-        say(f"cache of {name}: none, {math.ceil(total / 1e6):,} MB do not fit; its files are read every time")
         return None
 
 
@@ -73,28 +72,23 @@ def open_cache(options, folder: Path) -> Cache:
     return Cache(place, 0 if options.cache == "off" else LIMIT)
 
 
-def shape_of(path: Path, size: str) -> tuple[int, int]:
-    """Height and width after resizing; (0, 0) if the file is no image. EXIF rotation is ignored here: it swaps height
-    and width, and only their product is used."""
-    try:
-        with Image.open(path) as image:
-            return target_size(image.height, image.width, size)
+def look(path: Path, size: str) -> tuple[int, str]:
+    """The pixels of an image after resizing, 0 if it is none; and a text that changes with its path, length or time.
+
+    EXIF rotation is ignored here: it swaps height and width, and only their product is used.
+    """
+    pixels, state = 0, None
     # Pillow raises exceptions of any kind for damaged files; reading the image will report it
-    except Exception:
-        return 0, 0
-
-
-def key(path: Path, size: str, salt: str) -> str:
-    """16 hex digits that change with a file's path, length or time, and with what is made of it."""
-    try:
-        state = os.stat(path)
-        state = state.st_size, state.st_mtime_ns
-    except OSError:
-        state = None
-    return digest(f"{os.path.abspath(path)}\0{state}\0{size}\0{salt}")
+    with suppress(Exception):
+        stat = os.stat(path)
+        state = stat.st_size, stat.st_mtime_ns
+        with Image.open(path) as image:
+            pixels = math.prod(target_size(image.height, image.width, size))
+    return pixels, f"{os.path.abspath(path)}\0{state}\0{size}"
 
 
 def digest(text: str) -> str:
+    """16 hex digits."""
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
@@ -121,7 +115,7 @@ class Mapped:
         if length and height * width * self.channels == length:
             if self.known[i] or zlib.crc32(slot[4:]) == checksum:
                 self.known[i] = True
-                return slot[HEAD:].reshape((height, width, self.channels) if self.channels > 1 else (height, width))
+                return slot[HEAD:].reshape((height, width, self.channels)[: 3 if self.channels > 1 else 2])
         array = make()
         if length and array.size == length:
             content = b"".join(n.to_bytes(4, "little") for n in array.shape[:2]) + array.tobytes()

@@ -11,7 +11,6 @@ from PIL import Image
 from daynight.system.errors import InputError, Unreadable
 
 IGNORE = 255
-_WANTED = 'expected a list of {"name": "road", "color": [128, 64, 128]}'
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,11 @@ class LabelKind(str):
     """What the values of a label file mean. As a string it is the kind's name in reports: "labelIds".
 
     value: what one value is, in words. count: files hold the ids 0 to count - 1; None where they hold train ids.
-    train_ids: indexed by id, 256 uint8, 255 for what is ignored. refused: why files of this kind are not read, or "".
+    train_ids: indexed by id, 256 uint8, 255 for what is ignored; given as {id: train id} of what is not. refused: why
+    files of this kind are not read, or "".
     """
 
     def __new__(cls, name: str, value="train id", count=None, train_ids: Mapping[int, int] | None = None, refused=""):
-        """train_ids: the train id of each id that is not ignored."""
         kind = super().__new__(cls, name)
         kind.value, kind.count, kind.refused = value, count, refused
         kind.train_ids = np.full(256, IGNORE, np.uint8) if count else np.arange(256, dtype=np.uint8)
@@ -84,39 +83,29 @@ def read_classes(path: Path) -> Classes:
 
     Raises InputError with the file's name, and the entry's number counted from 0 as train ids are.
     """
+    wanted = 'expected a list of {"name": "road", "color": [r, g, b]}, 1 to 255 names that differ, colors of 0 to 255'
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {_WANTED}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); {_WANTED}") from error
-    return check_classes(entries, path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({getattr(error, 'strerror', None) or error}); {wanted}") from error
+    count = len(entries) if isinstance(entries, list) else 0
+    if not 0 < count <= IGNORE:
+        raise InputError(f"{path}: {count} classes; {wanted}")
 
-
-def check_classes(entries, path: Path) -> Classes:
-    """The classes that the content of a `classes.json` lists. Raises InputError with `path` as `read_classes` does."""
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: {_WANTED}")
-    if len(entries) > IGNORE:
-        raise InputError(f"{path}: {len(entries)} classes; at most 255 fit beside the ignore index 255")
-
-    names, colors = [], []
+    names, colors = {}, []  # names without case, as the classes of a model meet those of a data set
     for number, entry in enumerate(entries):
         name, color = (entry.get("name"), entry.get("color")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not name.strip() or name != name.encode(errors="ignore").decode():
-            raise InputError(f"{path}: class {number} has no name; {_WANTED}")
-        # names are compared without case where the classes of a model meet those of a data set
-        same = [other.casefold() == name.casefold() for other in names]
-        if any(same):
-            raise InputError(f"{path}: class {number} is named {name!r} like class {same.index(True)}; give it another")
+            raise InputError(f"{path}: class {number} has no name; {wanted}")
+        if name.casefold() in names:
+            same = list(names).index(name.casefold())
+            raise InputError(f"{path}: class {number} is named {name!r} like class {same}; {wanted}")
         # `type is int`: True would pass for 1
         if not isinstance(color, list) or len(color) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in color):
-            raise InputError(
-                f"{path}: class {number} ({name!r}) has color {color!r}; expected [r, g, b], 0 to 255 each"
-            )
-        names.append(name)
+            raise InputError(f"{path}: class {number} ({name!r}) has color {color!r}; {wanted}")
+        names[name.casefold()] = name
         colors.append(tuple(color))
-    return Classes(tuple(names), tuple(colors))
+    return Classes(tuple(names.values()), tuple(colors))
 
 
 def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -134,7 +123,7 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     try:
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
-            palette = np.asarray(image.getpalette() or [], np.uint8).reshape(-1, 3)
+            palette = [tuple(color) for color in np.reshape(image.getpalette() or [], (-1, 3)).tolist()]
     # Pillow answers damaged files with exceptions of any kind
     except Exception as error:
         cause = getattr(error, "strerror", None) or "damaged, or not an image"
@@ -142,7 +131,13 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     problem = problem_of_label(mode, values.shape[:2], size, wanted)
     if not problem and mode == "P" and _is_colored(values, palette, kind, classes):
         problem = f"colour-coded (a palette whose indices are no ids); expected {wanted}"
-    problem = problem or _wrong_value(values, kind, classes)
+    count = kind.count or len(classes)
+    wrong = values[((values < 0) | (values >= count)) & (values != IGNORE)]
+    if not problem and wrong.size:
+        value, meant = int(wrong.min()), kind.value if kind.count else f"class of {count} classes"
+        problem = f"value {value} is no {meant}; expected 0 to {count - 1}, or {IGNORE} = ignore"
+        if not kind.count and classes == CITYSCAPES and value < LABEL_ID_COUNT:
+            problem += "; for Cityscapes ids use labelIds"
     if problem:
         raise InputError(f"{path}: {problem}")
     return kind.train_ids[values.astype(np.uint8)]
@@ -163,26 +158,12 @@ def problem_of_label(
     return None
 
 
-def _wrong_value(values: np.ndarray, kind: LabelKind, classes: Classes) -> str | None:
-    """The first value that is neither an id nor 255, in words; None if there is none."""
-    count = kind.count or len(classes)
-    wrong = ((values < 0) | (values >= count)) & (values != IGNORE)
-    if not wrong.any():
-        return None
-    value = int(values[wrong].min())
-    if kind.count:
-        return f"value {value} is no {kind.value}; expected 0 to {count - 1}, or 255 = ignore"
-    hint = "; for Cityscapes ids use labelIds" if classes == CITYSCAPES and value < LABEL_ID_COUNT else ""
-    return f"value {value} is no class: there are {count} classes, so 0 to {count - 1}, or 255 = ignore{hint}"
-
-
-def _is_colored(values: np.ndarray, palette: np.ndarray, kind: LabelKind, classes: Classes) -> bool:
+def _is_colored(values: np.ndarray, palette: list[tuple], kind: LabelKind, classes: Classes) -> bool:
     """Whether most pixels of a palette file show the colour of a class other than the one that their index means."""
-    counts = np.bincount(values.ravel(), minlength=256)[: len(palette)]
-    meant = kind.train_ids[: len(palette)]
-    shown = [{i for i, color in enumerate(classes.colors) if color == tuple(entry)} for entry in palette.tolist()]
-    other = [bool(found) and int(train_id) not in found for train_id, found in zip(meant, shown, strict=True)]
-    return 2 * counts[np.array(other, bool)].sum() > values.size
+    colors = dict(enumerate(classes.colors))
+    meant = [colors.get(train_id) for train_id in kind.train_ids.tolist()]
+    others = [i for i, color in enumerate(palette) if color in classes.colors and color != meant[i]]
+    return np.isin(values, others).mean() > 0.5
 
 
 def to_label_ids(train_ids: np.ndarray) -> np.ndarray:

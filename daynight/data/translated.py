@@ -13,7 +13,7 @@ from daynight.config import SegTrainOptions, pair
 from daynight.data.cache import Cache
 from daynight.data.images import LabelledPhotographs, Photographs
 from daynight.data.sampling import choose
-from daynight.data.sets import ImageSet, counterparts, missing
+from daynight.data.sets import ImageSet, counterparts
 from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled
 from daynight.system.errors import InputError
 from daynight.system.files import read_json
@@ -84,9 +84,8 @@ UNTRAINED = {"darken": Darken, "fourier": Fourier}
 
 def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
     """The translation of each image. Raises `InputError` naming one that is missing."""
-    found = counterparts(image_set.images, image_set.root, folder)
-    if found is None:
-        without = missing(image_set.images, image_set.root, folder)
+    found, without = counterparts(image_set.images, image_set.root, folder)
+    if without:
         raise InputError(
             f"--translated {folder}: {len(without):,} of {len(image_set.images):,} images of {image_set.name} have no "
             f"translation there, as {without[0].relative_to(image_set.root)}; daynight translate goes on with it"

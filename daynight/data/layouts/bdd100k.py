@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from daynight.data.labels import COLORS, TRAIN_IDS
-from daynight.data.layouts.layout import Layout, counted, has, images_in, shown
+from daynight.data.layouts.layout import Layout, counted
 from daynight.data.layouts.times import expected_files, times_of_day
 from daynight.system.errors import InputError
 
@@ -23,51 +23,39 @@ class BDD100K(Layout):
         (COLORS, "labels/sem_seg/colormaps/{split}/**/*.png"),
         (COLORS, "seg/color_labels/{split}/**/*_train_color.png"),
     )
+    # some of its zips unpack to 100k/ or 10k/ alone
+    signs = ("images/100k", "images/10k", "labels/sem_seg", "seg/images", "seg/labels", "100k", "10k")
 
     def __init__(self, root: Path, notes: tuple[str, ...] = (), ten_k: bool = False):
         """The images of the 100k set, without labels; with `ten_k` those of the 10k set, with labels."""
-        super().__init__(root, notes)
         self.ten_k = ten_k
         if ten_k:
             self.name, self.images = "BDD100K 10k", self.images[1:]
         else:
             self.images, self.labels = self.images[:1], ()
-
-    @classmethod
-    def check_misplaced(cls, root: Path, inside: Sequence[Path]) -> None:
-        for folder, name in ((folder, name) for folder in inside for name in ("100k", "10k") if has(folder, name)):
-            raise InputError(
-                f"{folder / name}: not in its place in BDD100K: images are expected in {root}/images/{name}, "
-                f"JSON files in {root}/labels/{name}"
-            )
+        super().__init__(root, notes)
 
     def parts(self) -> list[Layout]:
         return [self, BDD100K(self.root, self.notes, ten_k=True)]
-
-    def expected_labels(self, labels: str | None) -> str:
-        files = " or ".join(shown(pattern) for _, pattern in self.parts()[1].kinds(labels))
-        return files if self.ten_k else f"images/10k/<split> with {files}"
 
     @cached_property
     def _tags(self) -> dict[str, str]:
         """By an image's stem, of all splits: the 10k images of a split are in any split of the 100k, or in none."""
         return times_of_day(self.root / "labels", ("train", "val", "test"))
 
-    def missing_times(self, split: str = "<split>") -> str:
-        return "" if self._tags else f"no time of day; expected {expected_files(split)}{self.hint()}"
-
     def choose(self, images: list[Path], splits: Sequence[str | None], time: str | None, where: str):
         """Without what the 10k's val and test score, as the sets overlap. Images without a tag are never guessed."""
         notes, (_, ten_k) = [], self.parts()
-        scored = () if self.ten_k else {"val", "test"} & ten_k.splits.keys() - set(splits)
-        stems = {image.stem for split in scored for image in images_in(ten_k.splits[split])}
+        scored = [] if self.ten_k else {"val", "test"} & ten_k.splits.keys() - set(splits)
+        stems = {image.stem for _, image in ten_k.files(ten_k.pattern, scored)}
         kept = [image for image in images if image.stem not in stems]
         if len(kept) < len(images):
             notes.append(f"{counted(len(images) - len(kept), 'image')} left out that the 10k set scores")
         if time is None:
             return kept, notes
         if not self._tags:
-            raise InputError(f"{where}: {self.missing_times('train' if self.ten_k else splits[0] or 'train')}")
+            wanted = expected_files("train" if self.ten_k else splits[0] or "train")
+            raise InputError(f"{where}: no time of day; expected {wanted}")
         counts, tag = Counter(self._tags.get(image.stem, "undefined") for image in kept), _TAGS[time]
         unknown = f"; {counts['undefined']:,} without a time of day are left out" if counts["undefined"] else ""
         notes.append(f"{counts[tag]:,} of {counted(len(kept), 'image')} are tagged {tag}{unknown}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from daynight.data.layouts.layout import Layout, images_in, of_kinds
+from daynight.data.layouts.layout import Layout, is_image, of_kinds, walk
 
 
 class DarkZurich(Layout):
@@ -11,13 +11,12 @@ class DarkZurich(Layout):
     images = ("rgb_anon/{split}/**/*_rgb_anon",)
     labels = of_kinds("gt/{split}/**/*_gt_{kind}.png", "labelTrainIds", "labelIds", "labelColor")
 
-    def time_of(self, image: Path) -> str:
-        return self.inside(image)[1].parts[0]
+    def time_of(self, image: Path) -> str | None:
+        parts = image.relative_to(self.root).parts
+        return next((time for time in ("day", "twilight", "night") if time in parts), None)
 
     def choose(self, images: list[Path], splits: Sequence[str | None], time: str | None, where: str):
         """The time is a folder: train/day, train/twilight, train/night; val's day images are in val_ref/day."""
-        chosen = []
-        for folder in (self.splits[split] for split in splits) if time else ():
-            own, reference = folder / time, folder.with_name(f"{folder.name}_ref") / time
-            chosen += images_in(reference if reference.is_dir() and not own.is_dir() else own)
-        return sorted(chosen) if time else images, []
+        chosen = [image for image in images if time in (None, self.time_of(image))]
+        reference = (path for split in splits for path in walk(self.root / "rgb_anon" / f"{split}_ref" / f"{time}"))
+        return chosen or sorted(filter(is_image, reference)), []

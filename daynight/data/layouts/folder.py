@@ -1,26 +1,17 @@
 """Data of one's own: images with labels in folders of their own, or only images."""
 
-from pathlib import Path
-
-from daynight.data.labels import TRAIN_IDS, Classes, read_classes
-from daynight.data.layouts.layout import Layout, has
+from daynight.data.labels import TRAIN_IDS
+from daynight.data.layouts.layout import Layout
 
 
 class Folder(Layout):
-    """images/<split> and labels/<split>, or both without splits; classes.json says what the train ids mean."""
+    """images/<split> and labels/<split>, or both without splits."""
 
     name = "folder"
     images = ("images/{split}/**/*",)
     labels = ((TRAIN_IDS, "labels/{split}/**/*.png"),)
-
-    @classmethod
-    def recognises(cls, root: Path) -> bool:
-        beside = has(root, "labels", "images/train", "images/val") or (root / "classes.json").exists()
-        return has(root, "images") and beside
-
-    def classes(self, needed: bool) -> Classes | None:
-        path = self.root / "classes.json"
-        return read_classes(path) if needed or path.exists() else None
+    signs = ("labels", "images/train", "images/val", "classes.json")
+    own_classes = True
 
 
 class Images(Layout):
@@ -28,9 +19,5 @@ class Images(Layout):
 
     name = "images"
     images = ("**/*",)
-
-    def classes(self, needed: bool) -> Classes | None:
-        return None
-
-    def expected_labels(self, labels: str | None) -> str:
-        return "images/<split>/ with labels/<split>/**/*.png and classes.json"
+    own_classes = True
+    expected = Folder.expected

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from daynight.data.labels import CITYSCAPES, LabelKind
-from daynight.data.layouts.layout import Layout, has
+from daynight.data.layouts.layout import Layout, folders
 
-# Ids by the order of `labels` in the data set's own config_v1.2.json and config_v2.0.json (the same lists stand in
-# datumaro, plugins/data_formats/mapillary_vistas/format.py). The map follows the definitions of Cityscapes' classes
-# (cityscapes-dataset.com/dataset-overview): markings, bike and service lanes are road; kerbs, traffic islands and
-# pedestrian areas sidewalk; sand is terrain; the back of a sign, poles in groups, guard rails, bridges, tunnels, rail
-# tracks and trailers are of no class. So are parking lots and driveways, of which published maps say different things
-# (CVRN, init_vistas2cityscapes_format.py; tue-mps/benchmark-vfm-ss, mappings.py).
+# Ids by the order of `labels` in the data set's own config_v1.2.json and config_v2.0.json. The map follows the
+# definitions of Cityscapes' classes (cityscapes-dataset.com/dataset-overview): markings, bike and service lanes are
+# road; kerbs, traffic islands and pedestrian areas sidewalk; sand is terrain; the back of a sign, poles in groups,
+# guard rails, bridges, tunnels, rail tracks and trailers are of no class. So are parking lots and driveways: published
+# maps differ on them (CVRN, init_vistas2cityscapes_format.py; tue-mps/benchmark-vfm-ss, mappings.py).
 _IDS = {  # class: ids of 1.2, ids of 2.0
     "road": ((7, 8, 13, 14, 23, 24, 41, 43), (13, 14, 21, 22, 23, *range(35, 59), 74, 77)),
     "sidewalk": ((2, 9, 11, 15), (4, 15, 19, 24, 25)),
@@ -53,14 +52,11 @@ class MapillaryVistas(Layout):
         (V1, "{split}/labels/**/*.png"),
         (V2, "{split}/v2.0/labels/**/*.png"),
     )
-    companions = ("LICENSE*", "config*.json")
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """Anyone could have such folders with labels of other classes: a file or a folder must tell the version."""
-        if not has(root, *(f"{split}/images" for split in cls.split_names)):
-            return False
-        versions = has(root, *(f"{split}/{version}" for split in cls.split_names for version in ("v1.2", "v2.0")))
-        return versions or any(
+        told = folders(root, "{split}/v1.2", "{split}/v2.0") or any(
             b"construction--barrier--curb" in path.read_bytes() for path in root.glob("config*.json")
         )
+        return bool(told and folders(root, *(f"{split}/images" for split in cls.split_names)))

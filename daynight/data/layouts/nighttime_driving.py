@@ -1,8 +1,6 @@
 """Nighttime Driving: 50 labelled night images to evaluate on."""
 
-from pathlib import Path
-
-from daynight.data.layouts.layout import Layout, has, of_kinds
+from daynight.data.layouts.layout import Layout, of_kinds
 
 _LABELS = "gtCoarse_daytime_trainvaltest"
 
@@ -13,10 +11,7 @@ class NighttimeDriving(Layout):
     images = ("leftImg8bit/{split}/**/*_leftImg8bit",)
     # papers scored the labelTrainIds of 2018; the labelIds, corrected in 2019, differ
     labels = of_kinds(_LABELS + "/{split}/**/*_gtCoarse_{kind}.png", "labelTrainIds", "labelIds", "color")
+    signs = (_LABELS, "leftImg8bit/test/night")
     label_notes = {
         "labelTrainIds": "labels are the labelTrainIds of 2018; --labels labelIds takes those corrected in 2019"
     }
-
-    @classmethod
-    def recognises(cls, root: Path) -> bool:
-        return has(root, "leftImg8bit") and has(root, _LABELS, "leftImg8bit/test/night")

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from daynight import __version__
 from daynight.system.errors import InputError
-from daynight.system.files import replace
+from daynight.system.files import read_json, write_json
 
-# 2018, one JSON an image as in later downloads, the two releases of detection labels of 2020
+# 2018, the two releases of detection labels of 2020, one JSON an image as in later downloads
 _GENERATIONS = (
     "bdd100k_labels_images_{}.json",
     "det_20/det_{}.json",
     "detection20/det_v2_{}_release.json",
-    "100k/{}/*.json",
+    "100k/{}/[!.]*.json",  # not ._name, which macOS puts beside each file
 )
 _SEPARATOR = re.compile(r"[\s,]*")
 
@@ -32,63 +32,53 @@ def times_of_day(labels: Path, splits: Sequence[str]) -> dict[str, str]:
     times = {}
     for split in splits:
         found = (sorted(labels.glob(pattern.format(split))) for pattern in _GENERATIONS)
-        # ._name is what macOS puts beside each file
-        found = ([file for file in files if file.name[0] != "."] for files in found)
         times |= _remembered(next(filter(None, found), []))
     return times
 
 
 def expected_files(split: str) -> str:
     """The files that `times_of_day` looks for, in words."""
-    return " or ".join("labels/" + pattern.format(split) for pattern in _GENERATIONS)
+    return " or ".join("labels/" + pattern.format(split).replace("[!.]", "") for pattern in _GENERATIONS)
 
 
 def _remembered(files: list[Path]) -> dict[str, str]:
     """The times in all files; from the user's cache where files of this path, size and time of change were read."""
-    digest, newest = hashlib.sha256(__version__.encode()), 0
     try:
-        for file in files:
-            stat = file.stat()
-            digest.update(f"{file.absolute()} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
-            newest = max(newest, stat.st_mtime)
+        found = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "daynight")
-    cache /= f"times-{digest.hexdigest()[:24]}.json"
-    try:
-        return json.loads(cache.read_bytes())
-    except (OSError, ValueError):
-        pass
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    digest = hashlib.sha256(f"{__version__} {found}".encode()).hexdigest()[:24]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = Path(home, "daynight", f"times-{digest}.json")
+    with suppress(InputError):
+        return read_json(cache)
     # a file that changes again within the clock's resolution would look the same
-    settled = newest < time.time() - 2
+    settled = max((changed for *_, changed in found), default=0) < time.time_ns() - 2e9
     times = {stem: when for file in files for stem, when in _read(file)}
     # without a home, expanduser leaves the ~
     if times and settled and cache.is_absolute():
         # a cache that cannot be written costs time, not the run
         with suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
-            replace(cache, lambda temporary: temporary.write_text(json.dumps(times), encoding="utf-8"))
+            write_json(cache, times)
     return times
 
 
 def _read(file: Path) -> Iterator[tuple[str, str]]:
     """(stem, time of day) of each entry that has one."""
-    count = 0
     try:
-        for entry in _entries(file):
+        for number, entry in enumerate(_entries(file)):
             # one generation names the image file, another only its stem
             name = Path(entry["name"])
             when = (entry.get("attributes") or {}).get("timeofday")
             if isinstance(when, str):
                 yield name.stem if name.suffix.lower() in (".jpg", ".png") else name.name, when
-            count += 1
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or getattr(error, "msg", error)
         raise InputError(f"{file}: cannot be read as JSON ({cause})") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file}: entry {count} has no name; expected name and attributes of a BDD100K image"
-        ) from error
+        wanted = "expected name and attributes of a BDD100K image"
+        raise InputError(f"{file}: entry {number} has no name; {wanted}") from error
 
 
 def _entries(file: Path) -> Iterator:
@@ -100,10 +90,7 @@ def _entries(file: Path) -> Iterator:
             yield json.loads(text + stream.read())
             return
         position = 1
-        while True:
-            position = _SEPARATOR.match(text, position).end()
-            if text.startswith("]", position):
-                return
+        while not text.startswith("]", position := _SEPARATOR.match(text, position).end()):
             try:
                 entry, position = decode(text, position)
             except ValueError:
@@ -112,5 +99,5 @@ def _entries(file: Path) -> Iterator:
                 if not more:
                     raise
                 text, position = text[position:] + more, 0
-                continue
-            yield entry
+            else:
+                yield entry

@@ -1,13 +1,14 @@
 """Which data set a folder is: by a path or a name, recognised by its folders, or refused with what to do."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from daynight.data.layouts import LAYOUTS
 from daynight.data.layouts.folder import Images
-from daynight.data.layouts.layout import FILE, SPLIT, Layout, folders_in, holds_images, images_in
+from daynight.data.layouts.layout import SHOWN, Layout, folders, is_image
 from daynight.system.errors import InputError
+
+BY_SHORT_NAME = {layout.short: layout for layout in LAYOUTS}
 
 
 def resolve(name: str, data_root: Path, option: str) -> Path:
@@ -15,15 +16,16 @@ def resolve(name: str, data_root: Path, option: str) -> Path:
 
     Raises InputError with the option, the folder expected and what to do.
     """
+    folder, short = data_root / name.rstrip("/"), name.rstrip("/")
     # os.path, not Path: False rather than an exception for what cannot be looked at
-    places = (Path(name), data_root / name.rstrip("/")) if name else ()
-    for path in filter(os.path.isdir, places):
+    there = [path for path in (Path(name), folder) if name and os.path.exists(path)]
+    for path in filter(os.path.isdir, there):
         return path
-    for path in filter(os.path.exists, places):
-        raise InputError(f"{option}: {path} is a file; expected the folder of a data set")
-    what = next((layout.name for layout in LAYOUTS if layout.short == name.rstrip("/")), "it")
+    if there:
+        raise InputError(f"{option}: {there[0]} is a file; expected the folder of a data set")
+    what = BY_SHORT_NAME[short].name if short in BY_SHORT_NAME else "it"
     raise InputError(
-        f"{option}: no data set {name!r}: expected the folder {data_root / name.rstrip('/')} (or a path); "
+        f"{option}: no data set {name!r}: expected the folder {folder} (or a path); "
         f"unpack {what} there or give {option} PATH, --data-root DIR or DAYNIGHT_DATA"
     )
 
@@ -35,85 +37,42 @@ def tagged_night(name: str, data_root: Path) -> str | None:
     if whole in ("", name) or any(map(os.path.isdir, (name, data_root / name))):
         return None
     found = next(filter(os.path.isdir, (Path(whole), data_root / whole)), None)
-    layout = locate(found) if found else next((layout for layout in LAYOUTS if layout.short == whole), None)
-    return whole if layout and layout.night_by_tags else None
+    layout = locate(found) if found else BY_SHORT_NAME.get(whole, Layout)
+    return whole if layout.night_by_tags else None
 
 
 def locate(root: Path) -> Layout:
     """The data set of a folder, also when it was unpacked too deep or the folder of its images was given.
 
-    What is not recognised is a bare tree of images. Raises InputError when several data sets lie in the folder, or one
-    in parts, and when it holds labels.
+    What is not recognised is a bare tree of images. Raises InputError when several data sets or the parts of one lie in
+    the folder, and when it holds the labels of one.
     """
-    layout = _recognise(root)
-    if layout:
-        return layout(root)
-    # where images lie beside it, the folder itself is what is meant
-    level = [] if holds_images(root) else list(folders_in(root).values())
-    inner = _inside(level)
-    if inner:
-        return _only(inner, root)
-    around = _around(root)
-    if around:
-        return around
-    for layout in LAYOUTS:
-        layout.check_misplaced(root, (root, *level))
-    for layout in LAYOUTS:
-        for folder, ending in ((pattern.split(SPLIT)[0], pattern.split(FILE)[1]) for _, pattern in layout.labels):
-            if folder and any(path.name.endswith(ending) for path in images_in(root / folder)):
-                top = layout.images[0].split(SPLIT)[0]
-                raise InputError(f"{root}: holds labels ({folder}) and no {top} beside them")
+    given = root.absolute()
+    for above in list(given.parents)[:4]:
+        layout = _recognise(above)
+        if layout and any(given in folder.parents for folder in folders(above, *layout.images)):
+            # read alone, it would mix the splits
+            return layout(above, (f"{root} holds the images of {layout.name}, which is read from {above}",))
+        for folder in folders(above, *(pattern for _, pattern in layout.labels)) if layout else ():
+            if given == folder or given in folder.parents or folder in given.parents:
+                raise InputError(f"{root}: holds labels of {layout.name}; give {above}")
+
+    level = [root]
+    for _ in range(3):  # zips and the tools that unpack them add folders
+        found = {folder: layout for folder in level if (layout := _recognise(folder))}
+        for folder, layout in found.items():
+            if len(found) == 1:
+                return layout(folder, (f"{layout.name} found deeper, in {folder}",) if folder != root else ())
+            names = ", ".join(folder.relative_to(root).as_posix() for folder in found)
+            raise InputError(
+                f"{root}: holds several data sets ({names}) or parts of one; give one, or put the parts together: "
+                f"{layout.name} is expected as {layout.expected()}"
+            )
+        # where images lie beside folders, root itself is what is meant
+        beside = any(map(is_image, root.glob(SHOWN)))
+        level = [] if beside else [inner for folder in level for inner in folders(folder, SHOWN)]
     return Images(root)
 
 
 def _recognise(root: Path) -> type[Layout] | None:
     return next((layout for layout in LAYOUTS if layout.recognises(root)), None)
-
-
-def _inside(level: Sequence[Path]) -> list[tuple[Path, type[Layout]]]:
-    """The data sets among these folders, else one level below: zips and the tools that unpack them add folders."""
-    for _ in range(2):
-        found = [(folder, layout) for folder in level if (layout := _recognise(folder))]
-        if found:
-            return found
-        level = [inner for folder in level for inner in folders_in(folder).values()]
-    return []
-
-
-def _only(inner: Sequence[tuple[Path, type[Layout]]], root: Path) -> Layout:
-    """The one data set that lies below root. Raises InputError if there are several, or a part of it lies elsewhere."""
-    (folder, layout), *others = inner
-    if any(other is not layout for _, other in others):
-        raise InputError(f"{root}: holds several data sets ({_names([folder for folder, _ in inner], root)}); give one")
-    apart = layout.apart(root)
-    if others or any(not os.path.isdir(folder / part.name) for part in apart):
-        together = ", ".join(sorted({str(root / part.name) for part in apart}))
-        raise InputError(
-            f"{root}: holds several data sets, or one in parts ({_names(apart, root)}); "
-            f"give one, or move the parts of one together: {together}"
-        )
-    return layout(folder, (f"{layout.name} found deeper, in {folder}",))
-
-
-def _around(root: Path) -> Layout | None:
-    """The data set whose images, of all splits, a folder holds: read alone, it would mix the splits.
-
-    Raises InputError for a folder of its labels, which are no photographs.
-    """
-    given = root.absolute()
-    for above in list(given.parents)[:4]:
-        layout = _recognise(above)
-        for part in layout(above).parts() if layout else ():
-            images = part.splits.values()
-            if any(given in split.parents for split in images):
-                return layout(above, (f"{root} holds the images of {layout.name}, which is read from {above}",))
-            labels = (
-                path for _, pattern in part.labels for split in images for path in part.label_files(pattern, split)
-            )
-            if any(given in path.parents for path in labels):
-                raise InputError(f"{root}: holds labels of {layout.name}; give {above}")
-    return None
-
-
-def _names(folders: Sequence[Path], root: Path) -> str:
-    return ", ".join(folder.relative_to(root).as_posix() for folder in folders)
