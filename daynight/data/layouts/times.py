@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from daynight import __version__
+from daynight.system.console import number
 from daynight.system.errors import InputError
 from daynight.system.files import read_json, write_json
 
@@ -67,7 +68,7 @@ def _remembered(files: list[Path]) -> dict[str, str]:
 def _read(file: Path) -> Iterator[tuple[str, str]]:
     """(stem, time of day) of each entry that has one."""
     try:
-        for number, entry in enumerate(_entries(file)):
+        for entry in _entries(file):
             # one generation names the image file, another only its stem
             name = Path(entry["name"])
             when = (entry.get("attributes") or {}).get("timeofday")
