@@ -67,6 +67,7 @@ def _remembered(files: list[Path]) -> dict[str, str]:
 
 def _read(file: Path) -> Iterator[tuple[str, str]]:
     """(stem, time of day) of each entry that has one."""
+    number = 0
     try:
         for entry in _entries(file):
             # one generation names the image file, another only its stem
@@ -74,6 +75,7 @@ def _read(file: Path) -> Iterator[tuple[str, str]]:
             when = (entry.get("attributes") or {}).get("timeofday")
             if isinstance(when, str):
                 yield name.stem if name.suffix.lower() in (".jpg", ".png") else name.name, when
+            number += 1
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or getattr(error, "msg", error)
         raise InputError(f"{file}: cannot be read as JSON ({cause})") from error
