@@ -299,7 +299,7 @@ def score(run: Scored, image_set: ImageSet, ids: torch.Tensor, mean: str, save: 
         "split": image_set.split,
         "images": len(image_set.images),
         "size": run.settings["size"],
-        "labels": image_set.label_kind,
+        "labels": str(image_set.label_kind),
         "mean": mean,
         "classes": [classes.names[i] for i in scored],
         "label_set": fingerprint(labelled),

@@ -5,11 +5,14 @@ import inspect
 import json
 import logging
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import HfApi, errors, snapshot_download
+from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +29,13 @@ for library in ("timm", "huggingface_hub._snapshot_download"):
     logging.getLogger(library).setLevel(logging.ERROR)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODELS = {"Generator": Generator, "DeepLabV2": DeepLabV2}
+# why the Hub gave nothing; the client's own messages begin with a status code or a Python class
+REASONS = {
+    errors.GatedRepoError: "gated: ask for access on its page, then `hf auth login` or HF_TOKEN",
+    errors.RevisionNotFoundError: "no such revision",
+    errors.RepositoryNotFoundError: "no such repository, or a private one: `hf auth login` or HF_TOKEN",
+    errors.LocalEntryNotFoundError: "it cannot be reached, and nothing of it is in the cache",
+}
 
 
 def save_model(model: torch.nn.Module, folder: Path) -> None:
@@ -44,51 +54,39 @@ def find_model(name: str, part: str, option: str) -> Path:
     """
     folder = Path(name)
     is_id = name.partition("@")[0].count("/") == 1 and not name.startswith((".", "/", "runs/"))
-    if is_id and not os.path.exists(folder):
+    is_there = os.path.exists(folder)
+    if is_id and not is_there:
         with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
-            repository, _, revision = name.partition("@")
-            folder = download(repository, revision or None, part)
+            folder = download(name, [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)])
+            is_there = True
     for candidate in (folder / part, folder):
         if os.path.isfile(candidate / CONFIG):
             if os.path.isfile(candidate / WEIGHTS):
                 return candidate
             raise InputError(f"{option} {name}: {candidate} has no {WEIGHTS}")
-    missing = "holds no model" if os.path.exists(folder) else "no such folder"
+    missing = "holds no model" if is_there else "no such folder"
     train = "seg-train" if part == "teacher" else "translate-train"
-    raise InputError(
-        f"{option} {name}: {missing} ({CONFIG} and {WEIGHTS}, there or in {part}/); give a run of daynight {train}"
-    )
+    wanted = f"{CONFIG} and {WEIGHTS}, there or in {part}/"
+    raise InputError(f"{option} {name}: {missing} ({wanted}); give a run of daynight {train}")
 
 
-def download(repository: str, revision: str | None, part: str) -> Path:
-    """The folder in the Hub's cache with the model files of a repository and of its subfolder `part`.
+def download(name: str, files: list[str]) -> Path:
+    """The folder in the Hub's cache with these files of the repository `id` or `id@revision`, as far as they exist.
 
-    Without the Hub it is what the cache has. Raises what its client raises.
+    Without the Hub it is what the cache has. Raises what the Hub's client raises.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import tqdm
-
-    class Progress(tqdm):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs | {"disable": None})  # silent unless stderr is a terminal
-
-    offline = False
+    repository, _, revision = name.partition("@")
+    offline, version = False, {"revision": revision or None}
     try:
         # one request with a time limit: a download would try six times, or wait for minutes
-        HfApi().model_info(repository, revision=revision, timeout=10)
-    except HfHubHTTPError:  # the Hub has answered, and refused
+        HfApi().model_info(repository, **version, timeout=10)
+    except errors.HfHubHTTPError:  # the Hub has answered, and refused
         raise
     except Exception:
         offline = True
-    files = [CONFIG, WEIGHTS, f"{part}/{CONFIG}", f"{part}/{WEIGHTS}"]
-    cache = snapshot_download(
-        repository, revision=revision, allow_patterns=files, local_files_only=offline, tqdm_class=Progress
-    )
-    found = [os.path.isfile(os.path.join(cache, file)) for file in files]
-    if not all(found[:2]) and not all(found[2:]):
-        raise FileNotFoundError("the repository holds no such model")
-    return Path(cache)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return Path(snapshot_download(repository, **version, allow_patterns=files, local_files_only=offline))
 
 
 def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module:
@@ -175,37 +173,26 @@ def reach_hub(what: str, instead: str):
         # the client raises a dozen classes, some below ValueError; what a network raises is ValueError itself
         if type(error) is ValueError:
             raise
-        raise InputError(f"{what} not to be had from the Hub ({reason_of(error)}); {instead}") from error
+        reasons = [reason for kind, reason in REASONS.items() if isinstance(error, kind)]
+        reason = [*reasons, *str(error).strip().splitlines(), repr(error)][0]
+        raise InputError(f"{what} not to be had from the Hub ({reason}); {instead}") from error
 
 
-def reason_of(error: Exception) -> str:
-    """Why the Hub gave nothing, in words. The client's own messages begin with a status code or a Python class."""
-    from huggingface_hub import errors
-
-    reasons = (
-        (errors.GatedRepoError, "gated: ask for access on its page, then `hf auth login` or HF_TOKEN"),
-        (errors.RevisionNotFoundError, "no such revision"),
-        (errors.RepositoryNotFoundError, "no such repository, or a private one: `hf auth login` or HF_TOKEN"),
-        (errors.LocalEntryNotFoundError, "it cannot be reached, and nothing of it is in the cache"),
-    )
-    first = str(error).strip().splitlines()[:1]
-    return next((reason for kind, reason in reasons if isinstance(error, kind)), first[0] if first else repr(error))
-
-
-def pretrained(build, network: str, source: str, option: str, **settings) -> torch.nn.Module:
-    """`build(**settings, **timm options)` with the weights that `source` names: "pretrained" (from the Hub), "random",
-    or a safetensors file in timm's names.
+def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module:
+    """`build(**timm options)` with the weights that `source` names: "pretrained" (from the Hub), "random", or a
+    safetensors file in timm's names.
 
     Raises `InputError` naming `option` if they are not available or do not fit, `ValueError` if `build` does.
     """
     if not timm.is_model(network):
         raise InputError(f"timm has no network {network!r} (wanted for {option})")
     if source == "random":
-        return build(**settings)
+        return build()
     if source == "pretrained":
-        instead = f"give {option} FILE.safetensors or random"
-        with reach_hub(f"{option} pretrained: the weights of {network} are", instead):
-            return build(**settings, pretrained=True)
+        with reach_hub(
+            f"{option} pretrained: the weights of {network} are", f"give {option} FILE.safetensors or random"
+        ):
+            return build(pretrained=True)
     path, wanted = Path(source), f"wanted: pretrained, random or a .safetensors file of {network}"
     if not os.path.isfile(path):
         raise InputError(f"{option}: no file {source}; {wanted}")
@@ -213,7 +200,7 @@ def pretrained(build, network: str, source: str, option: str, **settings) -> tor
     if path.suffix != ".safetensors":
         raise InputError(f"{option}: {source} is not called *.safetensors; {wanted}")
     check_weights(path, network, option)
-    return build(**settings, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    return build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
 def check_weights(path: Path, network: str, option: str) -> None:
@@ -226,8 +213,6 @@ def check_weights(path: Path, network: str, option: str) -> None:
     skip = ("pre_logits", *([classifier] if isinstance(classifier, str) else classifier))
     found = read_tensors(path, option)
     for name, tensor in model.state_dict().items():
-        if not name.startswith(skip) and "num_batches" not in name:
-            if name not in found or found[name].shape != tensor.shape:
-                raise InputError(
-                    f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)"
-                )
+        fits = name in found and found[name].shape == tensor.shape
+        if not fits and not name.startswith(skip) and "num_batches" not in name:
+            raise InputError(f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)")

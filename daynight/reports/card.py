@@ -21,16 +21,14 @@ KINDS = {
         "image-segmentation",
         ["semantic-segmentation", "night", "domain-adaptation"],
         "Semantic segmentation of streets by day and by night",
-        'segmenter = daynight.load_segmenter("USER/REPOSITORY")\n'
-        'labels = segmenter(Image.open("night.jpg"))  # height × width, train ids',
+        'daynight.load_segmenter("USER/REPOSITORY")\nlabels = model(Image.open("night.jpg"))  # height × width, train ids',
     ),
     "Generator": (
         "daynight translate-train",
         "image-to-image",
         ["unpaired-image-translation", "cyclegan", "night"],
         "Translation of street images, {}",
-        'generator = daynight.load_generator("USER/REPOSITORY")\n'
-        'translated = generator(Image.open("street.jpg"))  # an image of the same size',
+        'daynight.load_generator("USER/REPOSITORY")\ntranslated = model(Image.open("street.jpg"))  # of the same size',
     ),
 }
 DIRECTIONS = {"day2night": "day to night", "night2day": "night to day"}
@@ -63,7 +61,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
         f"![Inputs and what the model makes of them]({PREVIEW})" if previews else "",
         "## Use",
         "With `daynight` installed; the name is that of this repository, or of a folder with these files:",
-        f"```python\nimport daynight\nfrom PIL import Image\n\n{use}\n```",
+        f"```python\nimport daynight\nfrom PIL import Image\n\nmodel = {use}\n```",
         "## Data",
         "\n".join(sets) or "Not recorded.",
         "Choose the licence in this file's header; the licences of the training images may limit it.",
@@ -89,10 +87,9 @@ def words(options) -> str:
     result = ""
     for f in fields(options):
         value = getattr(options, f.name)
-        if f.name in free(type(options)) or value == default_of(f):
-            continue
-        for one in value if isinstance(value, list) else [value]:
-            result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
+        if f.name not in free(type(options)) and value != default_of(f):
+            for one in value if isinstance(value, list) else [value]:
+                result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
     return result
 
 

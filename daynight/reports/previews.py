@@ -11,10 +11,8 @@ from daynight.data.transforms import to_image
 def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
     """Rows of images, aligned in columns, with a caption over each column. A column is as wide as its caption needs."""
     font, top = ImageFont.load_default(14), 24
-    widths = [
-        max(int(font.getlength(caption)) + margin, *(row[i].width for row in rows))
-        for i, caption in enumerate(captions)
-    ]
+    needed = [int(font.getlength(caption)) + margin for caption in captions]
+    widths = [max(width, *(row[i].width for row in rows)) for i, width in enumerate(needed)]
     heights = [max(image.height for image in row) for row in rows]
     size = sum(widths) + margin * (len(widths) + 1), sum(heights) + margin * len(heights) + top
     sheet = Image.new("RGB", size, "white")

@@ -62,7 +62,6 @@ class Meter(Progress):
         self.started = self.since = time.monotonic()
         self.waited, self.images = 0.0, 0
         self.values: dict[str, float] = {}  # what `show` was given last
-        self.seen: dict[str, tuple[float, float, int]] = {}  # all it was given: smoothed, last, number of times
         count = TextColumn("{task.completed:,}/{task.total:,} {task.description}, {task.percentage:.0f}%", markup=False)
         is_live = console.is_interactive and not console.quiet
         settings = {"console": console, "transient": True, "expand": True, "refresh_per_second": 4}
@@ -79,13 +78,8 @@ class Meter(Progress):
         self.waited, self.images = self.waited + seconds, self.images + images
 
     def show(self, values: dict[str, float]) -> None:
-        """Show named values. The live view also smooths each over about ten calls."""
-        seen = dict(self.seen)
-        for name, value in values.items():
-            smoothed, _, count = seen.get(name, (0.0, 0.0, 0))
-            seen[name] = smoothed + (value - smoothed) / min(10, count + 1), value, count + 1
-        # a new dict: the live view reads it in a thread of its own
-        self.values, self.seen = values, seen
+        """Show named values, until others are given."""
+        self.values = values
 
     def advance(self) -> None:
         """Count an item as done. The first is timed apart: it warms caches up and says little about the others."""
@@ -119,11 +113,10 @@ class Meter(Progress):
         """The live view: a bar, what `status` says, and the values in as many columns as fit."""
         yield from super().get_renderables()
         yield Text(self.status("\n"))
-        if self.seen:
-            wide = max(map(len, self.seen))
-            yield Text(f"{'':{wide}}   smoothed       last", "dim")
-            rows = [f"{name:{wide}} {smoothed:>10.4g} {last:>10.4g}" for name, (smoothed, last, _) in self.seen.items()]
-            yield Columns(map(Text, rows), padding=(0, 4), column_first=True)
+        values = self.values  # `show` may replace them: this runs in a thread of its own
+        wide = max(map(len, values), default=0)
+        rows = [Text(f"{name:{wide}} {value:>10.4g}") for name, value in values.items()]
+        yield Columns(rows, padding=(0, 4), column_first=True)
 
 
 def counted(items: Iterable, total: int, unit: str) -> Iterator:
