@@ -46,17 +46,14 @@ def variables(command: str, name: str) -> list[str]:
 
 def signature(command: str, options: type) -> inspect.Signature:
     """A dataclass of options as the signature that Typer reads, one panel of the help after the other."""
-    hints, facts, spellings = get_type_hints(options), config.declared(options), parameters(options)
-    result = []
+    hints, facts, result = get_type_hints(options), config.declared(options), []
     for f in sorted(fields(options), key=lambda f: config.PANELS.index(facts[f.name]["settings"]["rich_help_panel"])):
-        settings, off = facts[f.name]["settings"], facts[f.name]["off"]
+        spelt, off = parameters(options)[f.name], facts[f.name]["off"]
+        settings = {"envvar": variables(command, spelt), "show_envvar": False} | facts[f.name]["settings"]
         if f.name == "config":
-            settings = settings | {"is_eager": True, "callback": read_config}
-        names = f"--{spellings[f.name]}" + (off and f"/{off}")
-        envvar = variables(command, spellings[f.name])
-        info = typer.Option(config.default_of(f), names, envvar=envvar, show_envvar=False, **settings)
-        kind = inspect.Parameter.KEYWORD_ONLY
-        result.append(inspect.Parameter(f.name, kind, default=info, annotation=hints[f.name]))
+            settings |= {"is_eager": True, "callback": read_config}
+        info = typer.Option(config.default_of(f), f"--{spelt}" + (off and f"/{off}"), **settings)
+        result.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=hints[f.name]))
     return inspect.Signature(result)
 
 
@@ -71,22 +68,20 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
     content = content.get("options", content)
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: options: wanted: a JSON object, option: value")
-    names = {p.opts[0].removeprefix("--"): p for p in ctx.command.params if p.name != "help"}
-    defaults = {}
+    names, defaults = {p.opts[0].removeprefix("--"): p for p in ctx.command.params if p.name != "help"}, {}
     for key, value in content.items():
         spelt = key.replace("_", "-")
         # the file named by "config" in a run's options.json was read when the run began
         if key.startswith("#") or value is None or spelt == "config":
             continue
         if spelt not in names:
-            near = difflib.get_close_matches(spelt, names, 1)
-            raise InputError(f"--config {path}: no option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(spelt, names, 1))
+            raise InputError(f"--config {path}: no option {key!r}{near}")
         try:
             check_kind(names[spelt], value)
             names[spelt].process_value(ctx, value)
         except (typer.TyperException, TypeError, ValueError) as error:
-            message = error.format_message() if hasattr(error, "format_message") else error
-            raise InputError(f"--config {path}: {key}: {message}") from None
+            raise InputError(f"--config {path}: {key}: {getattr(error, 'message', error)}") from None
         defaults[names[spelt].name] = value
     ctx.default_map = (ctx.default_map or {}) | defaults
     return path
@@ -141,11 +136,6 @@ def root(
     """Segmentation that works at night, learned from labelled day images alone."""
 
 
-def unknown_variables() -> list[str]:
-    known = {v for name, options, *_ in COMMANDS for s in parameters(options).values() for v in variables(name, s)}
-    return sorted(v for v in os.environ if v.startswith("DAYNIGHT_") and v not in known)
-
-
 def end_with_launcher() -> None:
     """Have Linux send SIGTERM to this process if its launcher dies: `accelerate launch` of one process passes no signal
     on, and no launcher can pass SIGKILL on."""
@@ -159,24 +149,26 @@ def main() -> None:
     end_with_launcher()
     # ends the command as Ctrl-C does, so that half-written files are removed; trainings have a handler that saves first
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    for variable in unknown_variables():
+    known = {v for name, options, _ in COMMANDS for s in parameters(options).values() for v in variables(name, s)}
+    for variable in sorted(v for v in os.environ if v.startswith("DAYNIGHT_") and v not in known):
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:
         code = app(standalone_mode=False) or 0
         message = "interrupted" * (code == 130)  # Typer turns Ctrl-C into an exit
-    except (InputError, RunError) as error:
-        # the message of an error in a loader's worker is a whole traceback; its last line is the message meant
-        code, message = error.exit_code, str(error).rpartition(f"{type(error).__name__}: ")[2]
-    except typer.TyperException as error:
-        code, message = error.exit_code, error.format_message()
     except (KeyboardInterrupt, typer.Abort):
         code, message = 130, "interrupted"
+    except typer.TyperException as error:
+        code, message = error.exit_code, error.format_message()
     except Exception as error:
         kind = type(error).__name__
-        code, message = 1, f"{kind}: {str(error).rpartition(f'{kind}: ')[2]} (--debug shows where)"
-        if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
-            less = "a smaller --crop, --size, --batch-size or network needs less"
-            message = f"out of memory; {less} (--debug shows where)"
+        # the message of an error in a loader's worker is a whole traceback; its last line is the message meant
+        code, message = 1, str(error).rpartition(f"{kind}: ")[2]
+        if isinstance(error, InputError | RunError):
+            code = error.exit_code
+        elif kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
+            message = "out of memory; give a smaller --crop, --size, --batch-size or network (--debug shows where)"
+        else:
+            message = f"{kind}: {message} (--debug shows where)"
     if message:
         rank = os.environ.get("RANK", "0")
         who = "daynight" if rank == "0" else f"daynight, process {rank}"

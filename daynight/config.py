@@ -4,9 +4,9 @@ A field is an option and says everything about it: name, type, panel of the help
 change when a run is resumed. The command line, the environment, `--config` files and `options.json` follow from it.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field
 from functools import partial
 from typing import Literal
@@ -74,33 +74,19 @@ def checked(is_good: Callable[[str], bool], wanted: str) -> Callable:
     """A callback for Typer. It refuses values for which `is_good` is false or raises `ValueError`."""
 
     def check(value: str | None) -> str | None:
-        try:
-            good = value is None or is_good(value)
-        except ValueError:
-            good = False
-        if not good:
-            raise typer.BadParameter(f"wanted: {wanted}")
-        return value
+        with suppress(ValueError):
+            if value is None or is_good(value):
+                return value
+        raise typer.BadParameter(f"wanted: {wanted}")
 
     return check
 
 
 check_size = checked(is_size, "512 (the shorter side), 512x1024 (height x width) or native, in pixels up to 99999")
-check_crop = checked(
-    lambda value: is_size(value) and value != "native",
-    "256 (a square) or 192x256 (height x width), in pixels up to 99999",
-)
-check_ramp = checked(
-    lambda value: all(0 <= n < math.inf for n in numbers(value)),
-    "two numbers of at least 0, first and last value, as 50,100",
-)
-check_shares = checked(
-    lambda value: all(0 <= n <= 1 for n in numbers(value)),
-    "two numbers from 0 to 1, first and last value, as 0.5,0.9",
-)
-check_factors = checked(
-    lambda value: all(0 < n <= 16 for n in factors(value)), "factors of the size up to 16, as 0.75,1,1.25"
-)
+check_crop = checked(lambda value: value != "native" and is_size(value), "256, or 192x256 (height x width), in pixels")
+check_ramp = checked(lambda value: all(0 <= n <= 1e6 for n in numbers(value)), "two numbers from 0 to 1e6, as 50,100")
+check_shares = checked(lambda value: all(0 <= n <= 1 for n in numbers(value)), "two numbers from 0 to 1, as 0.5,0.9")
+check_factors = checked(lambda value: all(0 < n <= 16 for n in factors(value)), "factors up to 16, as 0.75,1,1.25")
 
 
 @dataclass(kw_only=True)
@@ -112,9 +98,7 @@ class Options:
     precision: Literal["auto", "no", "bf16"] = Advanced(
         "auto", "auto: what the launcher says, else bf16 on a GPU that has it, else no (float32)."
     )
-    num_workers: int | None = Advanced(
-        None, "Image readers per process; trainings: 4 on a GPU, else 0; others: 8, else 2.", min=0, max=256, free=True
-    )
+    num_workers: int | None = Advanced(None, "Image readers per process; default: 0 to 8.", min=0, max=256, free=True)
     data_root: str = Data("data", "Folder in which data sets are looked up by name.", free=True)
     debug: bool = Advanced(False, "Show the traceback of an error.", free=True)
 
@@ -141,13 +125,9 @@ class TrainingOptions(Options):
     validate_every: int = Output(1000, "Steps between validations; 0: never, and no images are held out.", min=0)
     validate_images: int = Output(100, "At most so many day and night images of val, else a tenth of the set.", min=1)
     log: list[str] = Output([], "Log to one of Accelerate's trackers: tensorboard, wandb, …; repeatable.", free=True)
-    dry_run: bool = Output(
-        False, "Read every file, run two steps, tell memory, time and disk; write nothing.", free=True
-    )
+    dry_run: bool = Output(False, "Read all files, run two steps, tell memory, time, disk; write nothing.", free=True)
     compile: bool = Advanced(False, "Run the networks through torch.compile: faster on a GPU, minutes to begin.")
-    stall_minutes: float = Advanced(
-        30.0, "End a run in which no step ends for so long, and say where; 0: never.", min=0, max=525_600, free=True
-    )
+    stall_minutes: float = Advanced(30.0, "End a run whose step takes longer; 0: never.", min=0, max=525_600, free=True)
 
 
 @dataclass(kw_only=True)
@@ -242,27 +222,25 @@ class SegTrainOptions(TrainingOptions):
 class InferenceOptions(Options):
     """What commands take that label images with a segmentation network."""
 
-    size: str | None = Model(None, "512, 512x1024 or native; default: the training size.", callback=check_size)
-    scales: str = Model("1", "Average the predictions at these factors of the size.", callback=check_factors)
-    flip: bool = Model(False, "Average the prediction with that of the mirrored image.")
-    batch_size: int | None = Advanced(
-        None, "Images at once; results do not depend on it; default: one a core, at most 8; GPU: 2.", min=1, max=1024
+    size: str | None = Model(None, "Run at 512, 512x1024 or native; default: the training size.", callback=check_size)
+    scales: str = Model(
+        "1", "Average predictions at these factors of the size, as 0.75,1,1.25.", callback=check_factors
     )
+    flip: bool = Model(False, "Average the prediction with that of the mirrored image.")
+    batch_size: int | None = Advanced(None, "Images at once; default: one a core, at most 8; GPU: 2.", min=1, max=1024)
 
 
 @dataclass(kw_only=True)
 class EvalOptions(InferenceOptions):
     """Score models on labelled data sets, as in Table 1 (§4.3)."""
 
-    model: list[str] = Model([], "As in predict; default: runs/seg; repeatable.")
+    model: list[str] = Model([], "A run of seg-train, a model folder, or a Hub id; default: runs/seg; repeatable.")
     predictions: list[str] = Model([], "Folder with a PNG of ids of each image's stem, not --model; repeatable.")
     ids: Literal["trainIds", "labelIds"] | None = Model(None, "What --predictions hold; default: trainIds.")
     resize: bool = Model(False, "Resize --predictions to their labels, by nearest neighbour.")
     dataset: list[str] = Data(..., "A labelled data set: a path, or a name under --data-root; repeatable.")
     split: str | None = Data(None, "Default: val, else test, else the only one.")
-    labels: Literal["labelIds", "labelTrainIds"] | None = Data(
-        None, "Which label files; default: labelIds for cs, labelTrainIds for nd."
-    )
+    labels: Literal["labelIds", "labelTrainIds"] | None = Data(None, "Default: labelIds for cs, labelTrainIds for nd.")
     class_map: str | None = Data(
         None, 'JSON file, {"class of the model": "class of the data set" or null}; default: equal names.'
     )
@@ -285,9 +263,7 @@ class PredictOptions(InferenceOptions):
     """Label a folder of images: ids, colours and overlays."""
 
     in_: str = Data(..., "Folder to label: a path, or a name under --data-root.")
-    model: str = Model(
-        "runs/seg", "A run of seg-train (RUN/best: its best), a model folder, or a Hub id (id@revision)."
-    )
+    model: str = Model("runs/seg", "A run of seg-train (RUN/best: its best), a model folder, or a Hub id.")
     out: str = Output(..., "Folder to write: ids, color and overlay, each the same tree.")
     ids: Literal["trainIds", "labelIds"] = Output("trainIds", "Write trainIds, or labelIds of Cityscapes.")
     confidence: bool = Output(False, "Write the largest softmax probability too, as 16-bit PNGs (65535: 1).")
@@ -298,9 +274,7 @@ class ExportOptions(Options):
     """Write a model as ONNX, and check it."""
 
     model: str = Model("runs/seg", "A run (its teacher or day2night), a model folder (RUN/night2day), or a Hub id.")
-    size: str | None = Model(
-        None, "Size at which the file runs the network; default: its training size.", callback=check_size
-    )
+    size: str | None = Model(None, "Size at which the network runs; default: as in training.", callback=check_size)
     whole: bool = Model(False, "A generator translates whole images, or tiles, as in translate.", off="--tiles")
     out: str | None = Output(None, "File to write; default: teacher.onnx, day2night.onnx, … here.")
 

@@ -86,15 +86,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Html | str | float | No
     A header of two lines, "group\\nname", starts a group of columns, which ends before the next such header.
     """
     columns = list(zip(*rows, strict=True)) or [()] * len(header)
-    kinds = ["number" if all(map(is_number, column)) else "text" for column in columns]
+    kinds = ["text" if any(map(is_text, column)) else "number" for column in columns]
     names = [text.split("\n", 1) for text in header]
-    starts = [i for i, lines in enumerate(names) if len(lines) == 2]
+    starts = [i for i, name in enumerate(names) if len(name) == 2]
     groups = [tag("td", colspan=starts[0])] if starts and starts[0] else []
     for start, end in zip(starts, [*starts, len(header)][1:], strict=True):
         groups.append(tag("th", names[start][0], scope="colgroup", colspan=end - start))
-    heads = [
-        tag("th", lines[-1], scope="col", class_=kind, tabindex=0) for lines, kind in zip(names, kinds, strict=True)
-    ]
+    heads = [tag("th", name[-1], scope="col", class_=kind, tabindex=0) for name, kind in zip(names, kinds, strict=True)]
     body = [[tag("td", cell(value), class_=kind) for value, kind in zip(row, kinds, strict=True)] for row in rows]
     return chart("values", caption, grid([groups, heads] if groups else [heads], body))
 
@@ -127,10 +125,8 @@ def heatmap(
     Column C+1 counts pixels that got none of the C classes. A share below 0.5 % is left blank. The pointer over a cell
     shows its number of pixels.
     """
-    columns = [*names, "none of them"][: np.shape(matrix)[1]]
+    columns, rows = [*names, "none of them"][: np.shape(matrix)[1]], []
     corner = tag("td", f"{axes[1]} →", Html("<br>"), f"{axes[0]} ↓", class_="corner")
-    heads = [corner, *(tag("th", tag("span", name), scope="col") for name in columns)]
-    rows = []
     for i, (name, row) in enumerate(zip(names, np.asarray(matrix), strict=True)):
         cells, pixels = [tag("th", name, scope="row")], row.sum()
         for j, (column, n) in enumerate(zip(columns, row, strict=True)):
@@ -140,7 +136,7 @@ def heatmap(
             says = {"style": f"background:{color}", "title": f"{name}, predicted {column}: {n:,} pixels"}
             cells.append(tag("td", shown, class_="dark" if share > 0.6 else None, **says))
         rows.append(cells)
-    return chart("heatmap", title, grid([heads], rows))
+    return chart("heatmap", title, grid([[corner, *(tag("th", tag("span", c), scope="col") for c in columns)]], rows))
 
 
 def figure(image: Image.Image, caption: str, width: int = 640) -> Html:
@@ -174,8 +170,7 @@ def curves(series: dict[str, Sequence[tuple[float, float | None]]], title: str) 
     lines = {name: [(step, finite(value)) for step, value in line] for name, line in series.items()}
     steps = [step for line in lines.values() for step, _ in line] or [0]
     values = [value for line in lines.values() for _, value in line if value is not None] or [0]
-    left, right = min(steps), max(max(steps), min(steps) + 1)
-    levels = ticks(min(values), max(values))
+    levels, left, right = ticks(min(values), max(values)), min(steps), max(max(steps), min(steps) + 1)
 
     def x(step):
         return 1000 * (step - left) / (right - left)
@@ -193,8 +188,8 @@ def curves(series: dict[str, Sequence[tuple[float, float | None]]], title: str) 
         dash = {"stroke-dasharray": "6 4"} if i >= len(PALETTE) else {}
         paths.append(tag("path", tag("title", name), d=path, stroke=css(color), class_=point, **dash))
         last[f"{name}  {pieces[-1][-1][1]:.4g}" if pieces else f"{name}  –"] = color
-    across = [step for step in ticks(left, right) if left <= step <= right and step % 1 == 0]
     labels = [tag("b", tag("i", f"{value:,.10g}"), style=f"top:{y(value) / 10:.2f}%") for value in levels]
+    across = [step for step in ticks(left, right) if left <= step <= right and step % 1 == 0]
     labels += [tag("u", f"{step:,.10g}", style=f"left:{x(step) / 10:.2f}%") for step in across]
     frame = {"viewBox": "0 0 1000 1000", "preserveAspectRatio": "none", "role": "img", "aria-label": title}
     plot = tag("div", *labels, tag("svg", *paths, **frame), class_="plot")
@@ -220,18 +215,14 @@ def finite(value: float | None) -> float | None:
 
 
 def cell(value: Html | str | float | None) -> Html | str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Integral):
-        return f"{value:,}"
+    if isinstance(value, str | Integral):
+        return value if isinstance(value, str) else f"{value:,}"
     return "–" if value is None or math.isnan(value) else f"{value:.1f}"
 
 
-def is_number(value: Html | str | float | None) -> bool:
-    """Whether a cell is aligned and sorted as a number. "39.1 to 43.0", "41.2 ± 0.8" and "" are."""
-    if isinstance(value, str):
-        return not isinstance(value, Html) and bool(re.fullmatch(r"([\d\s.,+±%−–-]|\bto\b)*", value))
-    return True
+def is_text(value: Html | str | float | None) -> bool:
+    """Whether a cell is no number, to align and to sort it. "39.1 to 43.0", "41.2 ± 0.8" and "" are numbers."""
+    return isinstance(value, Html) or bool(re.search(r"[^\d\s.,+±%−–-]", cell(value).replace(" to ", "")))
 
 
 def ticks(low: float, high: float) -> list[float]:
