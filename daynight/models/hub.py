@@ -52,22 +52,20 @@ def find_model(name: str, part: str, option: str) -> Path:
 
     Raises `InputError` naming `option` if there is none.
     """
-    folder = Path(name)
+    folder, is_there = Path(name), os.path.exists(name)
     is_id = name.partition("@")[0].count("/") == 1 and not name.startswith((".", "/", "runs/"))
-    is_there = os.path.exists(folder)
     if is_id and not is_there:
+        files = [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)]
         with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
-            folder = download(name, [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)])
-            is_there = True
+            folder, is_there = download(name, files), True
     for candidate in (folder / part, folder):
         if os.path.isfile(candidate / CONFIG):
             if os.path.isfile(candidate / WEIGHTS):
                 return candidate
             raise InputError(f"{option} {name}: {candidate} has no {WEIGHTS}")
     missing = "holds no model" if is_there else "no such folder"
-    train = "seg-train" if part == "teacher" else "translate-train"
-    wanted = f"{CONFIG} and {WEIGHTS}, there or in {part}/"
-    raise InputError(f"{option} {name}: {missing} ({wanted}); give a run of daynight {train}")
+    run = "a run of daynight " + ("seg-train" if part == "teacher" else "translate-train")
+    raise InputError(f"{option} {name}: {missing} ({CONFIG} and {WEIGHTS}, there or in {part}/); give {run}")
 
 
 def download(name: str, files: list[str]) -> Path:
@@ -118,7 +116,8 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
 def check_config(kind: type, config: dict) -> None:
     """Raises `ValueError` or `TypeError` for values that a constructor would accept and that fail later.
 
-    Options of timm's networks are refused: one of them names a file to unpickle.
+    Options of timm's networks are refused: one of them names a file to unpickle. `names` are 1 to 255 different names,
+    and `colors` an RGB for each.
     """
     known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     for name, value in config.items():
@@ -130,20 +129,16 @@ def check_config(kind: type, config: dict) -> None:
     if not is_size(size) or crop == "native" or crop is not None and not is_size(crop):
         raise ValueError(f"size is {size!r}, crop is {crop!r}")
     if "names" in config:
-        check_classes(config["names"], config["colors"])
-
-
-def check_classes(names, colors) -> None:
-    """Raises `ValueError` or `TypeError` unless `names` has 1 to 255 different names and `colors` an RGB for each."""
-    # names are compared without case where the classes of a model meet those of a data set
-    different = {name.casefold() for name in names if isinstance(name, str) and name.strip()}
-    if not isinstance(names, list) or not 0 < len(different) == len(names) <= 255:
-        raise ValueError("names is not a list of 1 to 255 different names")
-    " ".join(names).encode()  # a lone surrogate cannot be printed
-    # `type is int`: True would pass as 1
-    rgb = [isinstance(c, list) and len(c) == 3 and all(type(x) is int and 0 <= x <= 255 for x in c) for c in colors]
-    if not isinstance(colors, list) or len(colors) != len(names) or not all(rgb):
-        raise ValueError("colors is not a list of [r, g, b], 0 to 255 each, one for each name")
+        names, colors = config["names"], config["colors"]
+        # names are compared without case where the classes of a model meet those of a data set
+        different = {name.casefold() for name in names if isinstance(name, str) and name.strip()}
+        if not isinstance(names, list) or not 0 < len(different) == len(names) <= 255:
+            raise ValueError("names is not a list of 1 to 255 different names")
+        " ".join(names).encode()  # a lone surrogate cannot be printed
+        # `type is int`: True would pass as 1
+        rgb = [isinstance(c, list) and len(c) == 3 and all(type(x) is int and 0 <= x <= 255 for x in c) for c in colors]
+        if not isinstance(colors, list) or len(colors) != len(names) or not all(rgb):
+            raise ValueError("colors is not a list of [r, g, b], 0 to 255 each, one for each name")
 
 
 def classes_of(model) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

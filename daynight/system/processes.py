@@ -15,7 +15,7 @@ from daynight.system.errors import InputError, RunError
 
 @functools.cache
 def _hosts() -> torch.distributed.ProcessGroup:
-    # over the CPUs: waits for the slowest process however long, but for no GPU, and fails at once if a process ended
+    # on CPUs: it waits for the slowest process however long, and fails at once if a process has ended
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
