@@ -169,8 +169,8 @@ def main() -> None:
             message = f"{kind}: {message} (--debug shows where)"
     if message:
         rank = os.environ.get("RANK", "0")
-        who = "daynight" if rank == "0" else f"daynight, process {rank}"
-        print(f"{who}: " + " ".join(message.split()), file=sys.stderr)
+        who = "daynight" + f", process {rank}" * (rank != "0")
+        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     # after an error `leave` could wait for processes that failed; without this module in use there is nothing to leave
     if code not in (1, 2) and "daynight.system.processes" in sys.modules:
         sys.modules["daynight.system.processes"].leave()

@@ -188,9 +188,7 @@ class SegTrainOptions(TrainingOptions):
     translated: str | None = Data(None, "The translated day set; default: <day>_night, if it is complete.")
     flip: bool = Data(False, "Mirror half of the crops (not in the paper).")
     validate_on: str | None = Data(None, "A labelled set that validations score too (validate_on_miou).")
-    translator: str | None = Model(
-        None, "Translate on the fly: a run (default: runs/day2night), darken or fourier (also with --translated)."
-    )
+    translator: str | None = Model(None, "Translate on the fly: a run (default: runs/day2night), darken or fourier.")
     backbone: str = Model("vgg16", "vgg16 (the paper), or any of timm's networks.")
     backbone_weights: str = Model("pretrained", "pretrained (from the Hub), random, or a .safetensors file.")
     output_stride: int = Model(8, "Output stride of the backbone; 16 takes a third of the time.", min=8, max=32)
@@ -202,9 +200,7 @@ class SegTrainOptions(TrainingOptions):
     weak_noise: float = Optimisation(0.02, "σ of the noise of A_w, for images in [-1, 1].", min=0, max=2)
     strong_noise: float = Optimisation(0.1, "σ of the noise of A_s, for images in [-1, 1].", min=0, max=2)
     jitter: float = Optimisation(0.4, "Colour jitter of A_s: factors of 1 ± this.", min=0, max=1)
-    keep_best: Literal["day", "labelled", "none"] = Output(
-        "day", "What chooses best/: day, mIoU of held-out day images; labelled, that of --validate-on."
-    )
+    keep_best: Literal["day", "labelled", "none"] = Output("day", "What chooses best/: held-out day, or --validate-on.")
 
     def __post_init__(self):
         for name in ("translated", "translator"):
@@ -241,9 +237,7 @@ class EvalOptions(InferenceOptions):
     dataset: list[str] = Data(..., "A labelled data set: a path, or a name under --data-root; repeatable.")
     split: str | None = Data(None, "Default: val, else test, else the only one.")
     labels: Literal["labelIds", "labelTrainIds"] | None = Data(None, "Default: labelIds for cs, labelTrainIds for nd.")
-    class_map: str | None = Data(
-        None, 'JSON file, {"class of the model": "class of the data set" or null}; default: equal names.'
-    )
+    class_map: str | None = Data(None, "JSON file: {class of the model: class of the data set, or null}.")
     mean: Literal["present", "official", "all"] = Output(
         "present", "mIoU over classes: present in the labels (the paper), official (TP+FP+FN > 0), all (absent: 0)."
     )

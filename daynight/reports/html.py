@@ -147,7 +147,7 @@ def figure(image: Image.Image, caption: str, width: int = 640) -> Html:
         size = width, max(1, round(image.height * width / image.width))
         image = image.resize(size, Image.Resampling.NEAREST if few_colors else Image.Resampling.LANCZOS)
     content, kind = io.BytesIO(), "png" if few_colors else "jpeg"
-    image.save(content, kind, optimize=True, **({} if few_colors else {"quality": 85}))
+    image.save(content, kind, optimize=True, quality=85)  # PNG knows no quality
     return framed(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}", image.size, caption)
 
 
@@ -156,9 +156,8 @@ def linked(path: str, size: tuple[int, int], caption: str) -> Html:
     return framed(quote(path), size, caption, loading="lazy")
 
 
-def framed(source: str, size: tuple[int, int], caption: str, **attributes: str) -> Html:
-    """An image over its caption."""
-    image = tag("img", src=source, width=size[0], height=size[1], alt=caption, tabindex=0, **attributes)
+def framed(source: str, size: tuple[int, int], caption: str, loading: str | None = None) -> Html:
+    image = tag("img", src=source, width=size[0], height=size[1], alt=caption, tabindex=0, loading=loading)
     return tag("figure", image, tag("figcaption", caption), class_="image")
 
 

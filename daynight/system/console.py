@@ -47,25 +47,15 @@ class Meter(Progress):
     later items cost more. `memory()` says in words how much memory is taken.
     """
 
-    def __init__(
-        self,
-        total: int,
-        first: int,
-        unit: str,
-        due: Callable[[int], bool],
-        cost: Callable[[int], float] = lambda i: 1.0,
-        memory: Callable[[], str] = str,
-    ):
+    def __init__(self, total: int, first: int, unit: str, due: Callable, cost: Callable = lambda i: 1.0, memory=str):
         self.total, self.done, self.first, self.unit, self.due = total, first, first, unit, due
         self.cost, self.spent, self.memory = cost, 0.0, memory
         self.left = sum(cost(i) for i in range(first, total))
         self.started = self.since = time.monotonic()
-        self.waited, self.images = 0.0, 0
-        self.values: dict[str, float] = {}  # what `show` was given last
+        self.waited, self.images, self.values = 0.0, 0, {}
         count = TextColumn("{task.completed:,}/{task.total:,} {task.description}, {task.percentage:.0f}%", markup=False)
-        is_live = console.is_interactive and not console.quiet
         settings = {"console": console, "transient": True, "expand": True, "refresh_per_second": 4}
-        super().__init__(BarColumn(None), count, disable=not is_live, **settings)
+        super().__init__(BarColumn(None), count, disable=console.quiet or not console.is_interactive, **settings)
         self.bar = self.add_task(unit, total=total, completed=first)
 
     def __exit__(self, *exception):
@@ -90,8 +80,7 @@ class Meter(Progress):
             self.spent += self.cost(self.done)
         self.done += 1
         self.update(self.bar, completed=self.done)
-        soon = self.done - self.first in (5, 20)
-        if self.disable and (soon or self.due(self.done) or self.done == self.total):
+        if self.disable and (self.done - self.first in (5, 20) or self.due(self.done) or self.done == self.total):
             values = [f"{name} {value:.3g}" for name, value in self.values.items()]
             say("  ".join([f"{self.done:,}/{self.total:,} {self.unit}", self.status(), *values]))
 
@@ -105,9 +94,8 @@ class Meter(Progress):
         parts = [f"{rate:.3g} {self.unit}/s" if rate >= 1 else f"{1 / rate:.3g} s per {self.unit[:-1]}"]
         parts += [f"{self.images / elapsed:.3g} images/s"] * bool(self.images)
         parts.append(f"{duration(self.left * elapsed / (self.spent or self.cost(self.first)))} left")
-        data = round(100 * min(1.0, self.waited / elapsed))
-        waits = f"waits {data} % for data, {100 - data} % for compute" * bool(self.images)
-        return separator.join(filter(None, [", ".join(filter(None, [*parts, self.memory()])), waits]))
+        said, data = ", ".join(filter(None, [*parts, self.memory()])), round(100 * min(1.0, self.waited / elapsed))
+        return said + f"{separator}waits {data} % for data, {100 - data} % for compute" * bool(self.images)
 
     def get_renderables(self) -> Iterator[RenderableType]:
         """The live view: a bar, what `status` says, and the values in as many columns as fit."""

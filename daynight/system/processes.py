@@ -73,7 +73,7 @@ def make_accelerator(precision: str, **settings) -> Accelerator:
     # without a GPU, Accelerate would take each of torchrun's processes for the only one
     accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu, **settings)
     console.quiet = not accelerator.is_main_process
-    processes = len(gathered(None))  # connects them: from now on, if one ends, the others do not wait for it
-    if processes > 1:
+    # connects the processes: from now on, if one ends, the others do not wait for it
+    if (processes := len(gathered(None))) > 1:
         say(f"{processes} processes")
     return accelerator
