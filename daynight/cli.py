@@ -31,6 +31,7 @@ COMMANDS = (
     ("export", config.ExportOptions, "daynight.inference.export:export"),
     ("demo", config.DemoOptions, "daynight.demo.demo:demo"),
 )
+VARIABLES: set[str] = set()  # of the environment, that stand for options
 
 
 def parameters(options: type) -> dict[str, str]:
@@ -38,18 +39,16 @@ def parameters(options: type) -> dict[str, str]:
     return {f.name: f.name.strip("_").replace("_", "-") for f in fields(options)}
 
 
-def variables(command: str, name: str) -> list[str]:
-    """The environment variables of an option."""
-    names = [f"DAYNIGHT_{command}_{name}".upper().replace("-", "_")]
-    return names + ["DAYNIGHT_DATA"] * (name == "data-root")
-
-
 def signature(command: str, options: type) -> inspect.Signature:
     """A dataclass of options as the signature that Typer reads, one panel of the help after the other."""
     hints, facts, result = get_type_hints(options), config.declared(options), []
     for f in sorted(fields(options), key=lambda f: config.PANELS.index(facts[f.name]["settings"]["rich_help_panel"])):
         spelt, off = parameters(options)[f.name], facts[f.name]["off"]
-        settings = {"envvar": variables(command, spelt), "show_envvar": False} | facts[f.name]["settings"]
+        variables = [f"DAYNIGHT_{command}_{spelt}".upper().replace("-", "_")] + ["DAYNIGHT_DATA"] * (
+            f.name == "data_root"
+        )
+        VARIABLES.update(variables)
+        settings = {"envvar": variables, "show_envvar": False} | facts[f.name]["settings"]
         if f.name == "config":
             settings |= {"is_eager": True, "callback": read_config}
         info = typer.Option(config.default_of(f), f"--{spelt}" + (off and f"/{off}"), **settings)
@@ -134,21 +133,16 @@ def root(
     """Segmentation that works at night, learned from labelled day images alone."""
 
 
-def end_with_launcher() -> None:
-    """Have Linux send SIGTERM to this process if its launcher dies: `accelerate launch` of one process passes no signal
-    on, and no launcher can pass SIGKILL on."""
-    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys() and sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def main() -> None:
     """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
-    end_with_launcher()
+    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys() and sys.platform == "linux":
+        # have Linux send SIGTERM to this process if its launcher dies: `accelerate launch` of one process passes no
+        # signal on, and no launcher can pass SIGKILL on
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # ends the command as Ctrl-C does, so that half-written files are removed; trainings have a handler that saves first
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    known = {v for name, options, _ in COMMANDS for s in parameters(options).values() for v in variables(name, s)}
-    for variable in sorted(v for v in os.environ if v.startswith("DAYNIGHT_") and v not in known):
+    for variable in sorted(name for name in os.environ.keys() - VARIABLES if name.startswith("DAYNIGHT_")):
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:
         code = app(standalone_mode=False) or 0

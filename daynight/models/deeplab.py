@@ -1,5 +1,7 @@
 """DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2), or on a timm backbone."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -86,11 +88,8 @@ class DeepLabV2(nn.Module):
         """
         features = self.backbone(self.normalise(images))
         hidden = self.head.dilated(features[-1] if isinstance(features, list) else features)
-        logits = resize(self.head.classify([x[:clean] for x in hidden]), images)
+        resize = partial(F.interpolate, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        logits = resize(self.head.classify([x[:clean] for x in hidden]))
         if not dropout:
             return logits
-        return logits, resize(self.head.classify([x[-len(dropout) :] for x in hidden], dropout), images)
-
-
-def resize(logits, images):
-    return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return logits, resize(self.head.classify([x[-len(dropout) :] for x in hidden], dropout))

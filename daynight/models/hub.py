@@ -18,8 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from daynight import __version__
 from daynight.config import is_size
-from daynight.models.deeplab import DeepLabV2
-from daynight.models.generator import Generator
 from daynight.system.errors import InputError
 from daynight.system.files import replace, write_json
 
@@ -28,7 +26,6 @@ from daynight.system.files import replace, write_json
 for library in ("timm", "huggingface_hub._snapshot_download"):
     logging.getLogger(library).setLevel(logging.ERROR)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MODELS = {"Generator": Generator, "DeepLabV2": DeepLabV2}
 # why the Hub gave nothing; the client's own messages begin with a status code or a Python class
 REASONS = {
     errors.GatedRepoError: "gated: ask for access on its page, then `hf auth login` or HF_TOKEN",
@@ -95,12 +92,11 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
     folder = find_model(name, part, option)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        cls = MODELS[config.pop("class")]
-        config.pop("daynight", None)
-        if cls is not kind:
-            raise InputError(f"{option} {name}: {folder} holds a {cls.__name__}, wanted: a {kind.__name__}")
-        check_config(cls, config)
-        model = cls(**config)
+        found, _ = config.pop("class"), config.pop("daynight", None)
+        if found != kind.__name__:
+            raise InputError(f"{option} {name}: {folder} holds a {found}, wanted: a {kind.__name__}")
+        check_config(kind, config)
+        model = kind(**config)
     # what constructors raise for a wrong value; RuntimeError: memory, nesting
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise InputError(f"{option} {name}: {folder / CONFIG} does not describe a model ({error})") from error

@@ -17,9 +17,9 @@ class _Reached(Exception):
 class FeatureNetwork(nn.Module):
     """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w for each layer.
 
-    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU).
-    Hooks read them, and the pass stops after the last. `timm_options` go to `timm.create_model` (weights).
-    Raises `ValueError` for a layer that the network does not have.
+    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU). The
+    pass stops after the last. `timm_options` go to `timm.create_model` (weights). Raises `ValueError` for a layer that
+    the network does not have.
     """
 
     def __init__(self, name: str = "vgg19", layers: tuple[str, ...] = ("features.31",), **timm_options):

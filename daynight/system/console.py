@@ -101,10 +101,8 @@ class Meter(Progress):
         """The live view: a bar, what `status` says, and the values in as many columns as fit."""
         yield from super().get_renderables()
         yield Text(self.status("\n"))
-        values = self.values  # `show` may replace them: this runs in a thread of its own
-        wide = max(map(len, values), default=0)
-        rows = [Text(f"{name:{wide}} {value:>10.4g}") for name, value in values.items()]
-        yield Columns(rows, padding=(0, 4), column_first=True)
+        values = [Text(f"{name} {value:.4g}") for name, value in self.values.items()]
+        yield Columns(values, padding=(0, 4), column_first=True)
 
 
 def counted(items: Iterable, total: int, unit: str) -> Iterator:

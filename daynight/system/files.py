@@ -118,10 +118,9 @@ def claim(folder: Path, name: str, record: dict) -> Lock:
     try:
         if path.is_file():
             before = read_json(path)
-            for key, value in record.items():
-                if before.get(key) != value:
-                    problem = f"was made with {key} {before.get(key)}, not {value}"
-                    raise InputError(f"--out {folder}: {problem}; give another folder")
+            if changed := {key: before.get(key) for key in record if before.get(key) != record[key]}:
+                now = {key: record[key] for key in changed}
+                raise InputError(f"--out {folder}: was made with {changed}, not {now}; give another folder")
         elif not is_free(folder):
             raise InputError(f"--out {folder}: not empty, and not made by this command; give another folder")
         lock = Lock(folder)
