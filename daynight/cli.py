@@ -34,16 +34,12 @@ COMMANDS = (
 VARIABLES: set[str] = set()  # of the environment, that stand for options
 
 
-def parameters(options: type) -> dict[str, str]:
-    """Each field of a dataclass of options, with its spelling: `lambda_cyc` → "lambda-cyc", `in_` → "in"."""
-    return {f.name: f.name.strip("_").replace("_", "-") for f in fields(options)}
-
-
 def signature(command: str, options: type) -> inspect.Signature:
-    """A dataclass of options as the signature that Typer reads, one panel of the help after the other."""
+    """A dataclass of options as the signature that Typer reads, one panel of the help after the other. The field
+    `lambda_cyc` is --lambda-cyc, and `in_` is --in."""
     hints, facts, result = get_type_hints(options), config.declared(options), []
     for f in sorted(fields(options), key=lambda f: config.PANELS.index(facts[f.name]["settings"]["rich_help_panel"])):
-        spelt, off = parameters(options)[f.name], facts[f.name]["off"]
+        spelt, off = f.name.strip("_").replace("_", "-"), facts[f.name]["off"]
         variables = [f"DAYNIGHT_{command}_{spelt}".upper().replace("-", "_")] + ["DAYNIGHT_DATA"] * (
             f.name == "data_root"
         )
@@ -75,25 +71,21 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
         if spelt not in names:
             near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(spelt, names, 1))
             raise InputError(f"--config {path}: no option {key!r}{near}")
+        parameter, values = names[spelt], value if isinstance(value, list) else [value]
+        text = "".join(map(str, values))
+        good = isinstance(value, list) == parameter.multiple and all(type(one) in (str, int, float) for one in values)
         try:
-            check_kind(names[spelt], value)
-            names[spelt].process_value(ctx, value)
+            text.encode()  # raises for half a character
+            # Typer would quietly make a string or a number of something else, as of {"steps": true}
+            if not parameter.is_flag and (not good or "\0" in text or not values and parameter.default):
+                wanted = "a list of one or more" if parameter.multiple else "a string or a number"
+                raise ValueError(f"{json.dumps(value)}; wanted: {wanted}")
+            parameter.process_value(ctx, value)
         except (typer.TyperException, TypeError, ValueError) as error:
             raise InputError(f"--config {path}: {key}: {getattr(error, 'message', error)}") from None
-        defaults[names[spelt].name] = value
+        defaults[parameter.name] = value
     ctx.default_map = (ctx.default_map or {}) | defaults
     return path
-
-
-def check_kind(parameter, value) -> None:
-    """Raises `ValueError` if Typer would quietly make a string or a number of something else, as of {"steps": true}."""
-    values = value if isinstance(value, list) else [value]
-    text = "".join(map(str, values))
-    text.encode()  # raises for half a character
-    good = isinstance(value, list) == parameter.multiple and all(type(one) in (str, int, float) for one in values)
-    if not parameter.is_flag and (not good or "\0" in text or not values and parameter.default):
-        wanted = "a list of one or more" if parameter.multiple else "a string or a number"
-        raise ValueError(f"{json.dumps(value)}; wanted: {wanted}")
 
 
 def add(name: str, options: type, target: str) -> None:
@@ -120,16 +112,14 @@ for entry in COMMANDS:
     add(*entry)
 
 
-def show_version(value: bool) -> None:
-    if value:
+def show(version: bool) -> None:
+    if version:
         print(f"daynight {__version__}")
         raise typer.Exit()
 
 
 @app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Show it.", is_eager=True, callback=show_version)] = False,
-):
+def root(version: Annotated[bool, typer.Option("--version", help="Show it.", is_eager=True, callback=show)] = False):
     """Segmentation that works at night, learned from labelled day images alone."""
 
 

@@ -198,12 +198,10 @@ def check_weights(path: Path, network: str, option: str) -> None:
     """Compare the file's names and shapes with the network's, except for the classifier: timm loads what fits and is
     silent about the rest."""
     with torch.device("meta"):
-        model = timm.create_model(network)
-    classifier = model.pretrained_cfg.get("classifier") or "classifier"
-    # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
-    skip = ("pre_logits", *([classifier] if isinstance(classifier, str) else classifier))
+        model = timm.create_model(network, num_classes=0)
     found = read_tensors(path, option)
     for name, tensor in model.state_dict().items():
         fits = name in found and found[name].shape == tensor.shape
-        if not fits and not name.startswith(skip) and "num_batches" not in name:
+        # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
+        if not fits and not name.startswith("pre_logits") and "num_batches" not in name:
             raise InputError(f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)")

@@ -105,12 +105,10 @@ def add_results(folder: Path, weights: str, entries: list[dict]) -> bool:
     not of these `weights`, or holds results that are not from here.
     """
     path = folder / CARD
-    if path.is_symlink() or not os.access(path, os.W_OK):
-        return False
     new = [result for entry in entries if entry["miou"] is not None for result in results_of(entry)]
     try:
-        text = path.read_text(encoding="utf-8")
-        if not text.startswith("---\n") or f"`{weights}`" not in text:
+        text, writable = path.read_text(encoding="utf-8"), os.access(path, os.W_OK) and not path.is_symlink()
+        if not writable or not text.startswith("---\n") or f"`{weights}`" not in text:
             return False
         card = ModelCard(text)
         before, rest = card.text.split(BEGIN, 1)

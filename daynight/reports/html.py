@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from html import escape
 from itertools import count, groupby
 from numbers import Integral
@@ -116,9 +117,7 @@ def bars(classes: Sequence[str], series: dict[str, Sequence[float | None]], titl
     return chart("bars", title, legend(colors), tag("dl", *groups))
 
 
-def heatmap(
-    matrix: np.ndarray, names: Sequence[str], title: str, axes: tuple[str, str] = ("truth", "prediction")
-) -> Html:
+def heatmap(matrix: np.ndarray, names: Sequence[str], title: str, axes=("truth", "prediction")) -> Html:
     """Pixel counts, C×C or C×(C+1) integers, shown as percent of their row. Rows are the truth and columns the
     prediction, or what `axes` calls them.
 
@@ -162,21 +161,13 @@ def framed(source: str, size: tuple[int, int], caption: str, loading: str | None
 
 
 def curves(series: dict[str, Sequence[tuple[float, float | None]]], title: str) -> Html:
-    """Lines through (step, value), with the last value in the legend. None, NaN and infinity leave a gap.
-
-    Every point is drawn: the caller keeps their number small.
-    """
+    """Lines through all (step, value), with the last value in the legend. None, NaN and infinity leave a gap."""
     lines = {name: [(step, finite(value)) for step, value in line] for name, line in series.items()}
     steps = [step for line in lines.values() for step, _ in line] or [0]
     values = [value for line in lines.values() for _, value in line if value is not None] or [0]
     levels, left, right = ticks(min(values), max(values)), min(steps), max(max(steps), min(steps) + 1)
-
-    def x(step):
-        return 1000 * (step - left) / (right - left)
-
-    def y(value):
-        return 1000 * (levels[-1] - value) / (levels[-1] - levels[0])
-
+    x = partial(np.interp, xp=(left, right), fp=(0, 1000))
+    y = partial(np.interp, xp=(levels[0], levels[-1]), fp=(1000, 0))
     paths, last = [], {}
     for i, (name, line) in enumerate(lines.items()):
         pieces = [list(piece) for known, piece in groupby(line, lambda point: point[1] is not None) if known]
