@@ -40,9 +40,8 @@ def signature(command: str, options: type) -> inspect.Signature:
     hints, facts, result = get_type_hints(options), config.declared(options), []
     for f in sorted(fields(options), key=lambda f: config.PANELS.index(facts[f.name]["settings"]["rich_help_panel"])):
         spelt, off = f.name.strip("_").replace("_", "-"), facts[f.name]["off"]
-        variables = [f"DAYNIGHT_{command}_{spelt}".upper().replace("-", "_")] + ["DAYNIGHT_DATA"] * (
-            f.name == "data_root"
-        )
+        variables = [f"DAYNIGHT_{command}_{spelt}".upper().replace("-", "_")]
+        variables += ["DAYNIGHT_DATA"] * (f.name == "data_root")
         VARIABLES.update(variables)
         settings = {"envvar": variables, "show_envvar": False} | facts[f.name]["settings"]
         if f.name == "config":

@@ -6,10 +6,7 @@ from torch import nn
 
 
 class Normalise(nn.Module):
-    """Images in [-1, 1], B×3×H×W → in the mean and deviation of a timm network's training images.
-
-    The numbers come from timm's `pretrained_cfg`; checkpoints do not hold them.
-    """
+    """Images in [-1, 1], B×3×H×W → in the mean and deviation of timm's `pretrained_cfg`. Checkpoints hold neither."""
 
     def __init__(self, pretrained_cfg: dict):
         super().__init__()

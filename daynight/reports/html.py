@@ -146,7 +146,7 @@ def figure(image: Image.Image, caption: str, width: int = 640) -> Html:
         size = width, max(1, round(image.height * width / image.width))
         image = image.resize(size, Image.Resampling.NEAREST if few_colors else Image.Resampling.LANCZOS)
     content, kind = io.BytesIO(), "png" if few_colors else "jpeg"
-    image.save(content, kind, optimize=True, quality=85)  # PNG knows no quality
+    image.save(content, kind, optimize=True, quality=85)  # PNG ignores the quality
     return framed(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}", image.size, caption)
 
 
@@ -170,14 +170,15 @@ def curves(series: dict[str, Sequence[tuple[float, float | None]]], title: str) 
     y = partial(np.interp, xp=(levels[0], levels[-1]), fp=(1000, 0))
     paths, last = [], {}
     for i, (name, line) in enumerate(lines.items()):
-        pieces = [list(piece) for known, piece in groupby(line, lambda point: point[1] is not None) if known]
-        drawn = ["L".join(f"{x(step):.1f},{y(value):.1f}" for step, value in piece) for piece in pieces]
+        parts = groupby(line, lambda point: point[1] is not None)
+        pieces = [list(zip(*part, strict=True)) for known, part in parts if known]
+        drawn = ["L".join(map("{:.1f},{:.1f}".format, x(steps), y(values))) for steps, values in pieces]
         # h0 draws a dot for a point without neighbours; one without other pieces would still hardly be seen
         path = "".join(f"M{piece}" + "h0" * ("L" not in piece) for piece in drawn)
         color, point = PALETTE[i % len(PALETTE)], "point" if len(drawn) == 1 and "L" not in path else None
         dash = {"stroke-dasharray": "6 4"} if i >= len(PALETTE) else {}
         paths.append(tag("path", tag("title", name), d=path, stroke=css(color), class_=point, **dash))
-        last[f"{name}  {pieces[-1][-1][1]:.4g}" if pieces else f"{name}  –"] = color
+        last[f"{name}  {pieces[-1][1][-1]:.4g}" if pieces else f"{name}  –"] = color
     labels = [tag("b", tag("i", f"{value:,.10g}"), style=f"top:{y(value) / 10:.2f}%") for value in levels]
     across = [step for step in ticks(left, right) if left <= step <= right and step % 1 == 0]
     labels += [tag("u", f"{step:,.10g}", style=f"left:{x(step) / 10:.2f}%") for step in across]
