@@ -75,8 +75,10 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
         good = isinstance(value, list) == parameter.multiple and all(type(one) in (str, int, float) for one in values)
         try:
             text.encode()  # raises for half a character
+            if "\0" in text:
+                raise ValueError(f"{text!r} is no text")
             # Typer would quietly make a string or a number of something else, as of {"steps": true}
-            if not parameter.is_flag and (not good or "\0" in text or not values and parameter.default):
+            if not parameter.is_flag and (not good or not values and parameter.default):
                 wanted = "a list of one or more" if parameter.multiple else "a string or a number"
                 raise ValueError(f"{json.dumps(value)}; wanted: {wanted}")
             parameter.process_value(ctx, value)

@@ -83,7 +83,7 @@ def checked(is_good: Callable[[str], bool], wanted: str) -> Callable:
 
 
 check_size = checked(is_size, "512 (the shorter side), 512x1024 (height x width) or native, in pixels up to 99999")
-check_crop = checked(lambda value: value != "native" and is_size(value), "256, or 192x256 (height x width), in pixels")
+check_crop = checked(lambda value: value != "native" and is_size(value), "256 or 192x256 (height x width), up to 99999")
 check_ramp = checked(lambda value: all(0 <= n <= 1e6 for n in numbers(value)), "two numbers from 0 to 1e6, as 50,100")
 check_shares = checked(lambda value: all(0 <= n <= 1 for n in numbers(value)), "two numbers from 0 to 1, as 0.5,0.9")
 check_factors = checked(lambda value: all(0 < n <= 16 for n in factors(value)), "factors up to 16, as 0.75,1,1.25")

@@ -127,5 +127,5 @@ def claim(folder: Path, name: str, record: dict) -> Lock:
         if not path.is_file():
             write_json(path, record)
     except OSError as error:
-        raise InputError(f"--out {folder}: {error.strerror}") from error
+        raise InputError(f"--out {folder}: {error.strerror}; give another folder") from error
     return lock
