@@ -14,7 +14,7 @@ def load_segmenter(path: "str | os.PathLike[str]", device: str | None = None) ->
     """A trained segmentation network: `segmenter(image)` gives the H×W train ids of a PIL image.
 
     path: a run of seg-train, a model folder, or a Hub id, also id@revision. device: "cpu", "cuda:1", …; default: the
-    GPU where there is one. Raises `daynight.system.errors.InputError` where there is no such model.
+    GPU if there is one. Raises `daynight.system.errors.InputError` if there is no such model.
     """
     from daynight.inference.predictors import Segmenter, device_of
 
@@ -22,15 +22,11 @@ def load_segmenter(path: "str | os.PathLike[str]", device: str | None = None) ->
 
 
 def load_generator(
-    path: "str | os.PathLike[str]",
-    part: Literal["day2night", "night2day"] = "day2night",
-    device: str | None = None,
+    path: "str | os.PathLike[str]", part: Literal["day2night", "night2day"] = "day2night", device: str | None = None
 ) -> "Translator":
     """A trained generator: `translator(image)` gives the translation of a PIL image, of the same size.
 
-    path: a run of translate-train, of which `part` is taken, a model folder, or a Hub id, also id@revision. device:
-    "cpu", "cuda:1", …; default: the GPU where there is one. Raises `daynight.system.errors.InputError` where there is
-    no such model.
+    path: a run of translate-train that has `part`, a model folder, or a Hub id. device and errors: as `load_segmenter`.
     """
     from daynight.inference.predictors import Translator, device_of
 

@@ -31,32 +31,23 @@ COMMANDS = (
     ("export", config.ExportOptions, "daynight.inference.export:export"),
     ("demo", config.DemoOptions, "daynight.demo.demo:demo"),
 )
-
-
-def parameters(options: type) -> dict[str, str]:
-    """Each field of a dataclass of options, with its spelling: `lambda_cyc` → "lambda-cyc", `in_` → "in"."""
-    return {f.name: f.name.strip("_").replace("_", "-") for f in fields(options)}
-
-
-def variables(command: str, name: str) -> list[str]:
-    """The environment variables of an option."""
-    names = [f"DAYNIGHT_{command}_{name}".upper().replace("-", "_")]
-    return names + ["DAYNIGHT_DATA"] * (name == "data-root")
+VARIABLES: set[str] = set()  # of the environment, that stand for options
 
 
 def signature(command: str, options: type) -> inspect.Signature:
-    """A dataclass of options as the signature that Typer reads, one panel of the help after the other."""
-    hints, facts, spellings = get_type_hints(options), config.declared(options), parameters(options)
-    result = []
+    """A dataclass of options as the signature that Typer reads, one panel of the help after the other. The field
+    `lambda_cyc` is --lambda-cyc, and `in_` is --in."""
+    hints, facts, result = get_type_hints(options), config.declared(options), []
     for f in sorted(fields(options), key=lambda f: config.PANELS.index(facts[f.name]["settings"]["rich_help_panel"])):
-        settings, off = facts[f.name]["settings"], facts[f.name]["off"]
+        spelt, off = f.name.strip("_").replace("_", "-"), facts[f.name]["off"]
+        variables = [f"DAYNIGHT_{command}_{spelt}".upper().replace("-", "_")]
+        variables += ["DAYNIGHT_DATA"] * (f.name == "data_root")
+        VARIABLES.update(variables)
+        settings = {"envvar": variables, "show_envvar": False} | facts[f.name]["settings"]
         if f.name == "config":
-            settings = settings | {"is_eager": True, "callback": read_config}
-        names = f"--{spellings[f.name]}" + (off and f"/{off}")
-        envvar = variables(command, spellings[f.name])
-        info = typer.Option(config.default_of(f), names, envvar=envvar, show_envvar=False, **settings)
-        kind = inspect.Parameter.KEYWORD_ONLY
-        result.append(inspect.Parameter(f.name, kind, default=info, annotation=hints[f.name]))
+            settings |= {"is_eager": True, "callback": read_config}
+        info = typer.Option(config.default_of(f), f"--{spelt}" + (off and f"/{off}"), **settings)
+        result.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=hints[f.name]))
     return inspect.Signature(result)
 
 
@@ -68,40 +59,34 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
         content = read_json(Path(path))
     except InputError as error:
         raise InputError(f"--config {error}") from None
-    content = content.get("options", content)
-    if not isinstance(content, dict):
-        raise InputError(f"--config {path}: options: wanted: a JSON object, option: value")
-    names = {p.opts[0].removeprefix("--"): p for p in ctx.command.params if p.name != "help"}
-    defaults = {}
+    if isinstance(content.get("options"), dict):
+        content = content["options"]
+    names, defaults = {p.opts[0].removeprefix("--"): p for p in ctx.command.params if p.name != "help"}, {}
     for key, value in content.items():
         spelt = key.replace("_", "-")
         # the file named by "config" in a run's options.json was read when the run began
         if key.startswith("#") or value is None or spelt == "config":
             continue
         if spelt not in names:
-            near = difflib.get_close_matches(spelt, names, 1)
-            raise InputError(f"--config {path}: no option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(spelt, names, 1))
+            raise InputError(f"--config {path}: no option {key!r}{near}")
+        parameter, values = names[spelt], value if isinstance(value, list) else [value]
+        text = "".join(map(str, values))
+        good = isinstance(value, list) == parameter.multiple and all(type(one) in (str, int, float) for one in values)
         try:
-            check_kind(names[spelt], value)
-            names[spelt].process_value(ctx, value)
+            text.encode()  # raises for half a character
+            if "\0" in text:
+                raise ValueError(f"{text!r} is no text")
+            # Typer would quietly make a string or a number of something else, as of {"steps": true}
+            if not parameter.is_flag and (not good or not values and parameter.default):
+                wanted = "a list of one or more" if parameter.multiple else "a string or a number"
+                raise ValueError(f"{json.dumps(value)}; wanted: {wanted}")
+            parameter.process_value(ctx, value)
         except (typer.TyperException, TypeError, ValueError) as error:
-            message = error.format_message() if hasattr(error, "format_message") else error
-            raise InputError(f"--config {path}: {key}: {message}") from None
-        defaults[names[spelt].name] = value
+            raise InputError(f"--config {path}: {key}: {getattr(error, 'message', error)}") from None
+        defaults[parameter.name] = value
     ctx.default_map = (ctx.default_map or {}) | defaults
     return path
-
-
-def check_kind(parameter, value) -> None:
-    """Raises `ValueError` if Typer would quietly make a string or a number of something else, as of {"steps": true}."""
-    values = value if isinstance(value, list) else [value]
-    text = "".join(map(str, values))
-    if "\0" in text or text != text.encode(errors="ignore").decode():
-        raise ValueError(f"{text!r} is no text")
-    good = isinstance(value, list) == parameter.multiple and all(type(one) in (str, int, float) for one in values)
-    if not parameter.is_flag and not (good and (values or not parameter.default)):
-        wanted = "a list of one or more" if parameter.multiple else "a string or a number"
-        raise ValueError(f"{json.dumps(value)}; wanted: {wanted}")
 
 
 def add(name: str, options: type, target: str) -> None:
@@ -128,59 +113,49 @@ for entry in COMMANDS:
     add(*entry)
 
 
-def show_version(value: bool) -> None:
-    if value:
+def show(version: bool) -> None:
+    if version:
         print(f"daynight {__version__}")
         raise typer.Exit()
 
 
 @app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Show it.", is_eager=True, callback=show_version)] = False,
-):
+def root(version: Annotated[bool, typer.Option("--version", help="Show it.", is_eager=True, callback=show)] = False):
     """Segmentation that works at night, learned from labelled day images alone."""
-
-
-def unknown_variables() -> list[str]:
-    known = {v for name, options, *_ in COMMANDS for s in parameters(options).values() for v in variables(name, s)}
-    return sorted(v for v in os.environ if v.startswith("DAYNIGHT_") and v not in known)
-
-
-def end_with_launcher() -> None:
-    """Have Linux send SIGTERM to this process if its launcher dies: `accelerate launch` of one process passes no signal
-    on, and no launcher can pass SIGKILL on."""
-    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys() and sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main() -> None:
     """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
-    end_with_launcher()
+    if {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys() and sys.platform == "linux":
+        # have Linux send SIGTERM to this process if its launcher dies: `accelerate launch` of one process passes no
+        # signal on, and no launcher can pass SIGKILL on
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # ends the command as Ctrl-C does, so that half-written files are removed; trainings have a handler that saves first
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    for variable in unknown_variables():
+    for variable in sorted(name for name in os.environ.keys() - VARIABLES if name.startswith("DAYNIGHT_")):
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:
         code = app(standalone_mode=False) or 0
         message = "interrupted" * (code == 130)  # Typer turns Ctrl-C into an exit
-    except (InputError, RunError) as error:
-        # the message of an error in a loader's worker is a whole traceback; its last line is the message meant
-        code, message = error.exit_code, str(error).rpartition(f"{type(error).__name__}: ")[2]
-    except typer.TyperException as error:
-        code, message = error.exit_code, error.format_message()
     except (KeyboardInterrupt, typer.Abort):
         code, message = 130, "interrupted"
+    except typer.TyperException as error:
+        code, message = error.exit_code, error.format_message()
     except Exception as error:
         kind = type(error).__name__
-        code, message = 1, f"{kind}: {str(error).rpartition(f'{kind}: ')[2]} (--debug shows where)"
-        if kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
-            less = "a smaller --crop, --size, --batch-size or network needs less"
-            message = f"out of memory; {less} (--debug shows where)"
+        # the message of an error in a loader's worker is a whole traceback; its last line is the message meant
+        code, message = 1, str(error).rpartition(f"{kind}: ")[2]
+        if isinstance(error, InputError | RunError):
+            code = error.exit_code
+        elif kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
+            message = "out of memory; give a smaller --crop, --size, --batch-size or network (--debug shows where)"
+        else:
+            message = f"{kind}: {message} (--debug shows where)"
     if message:
         rank = os.environ.get("RANK", "0")
-        who = "daynight" if rank == "0" else f"daynight, process {rank}"
-        print(f"{who}: " + " ".join(message.split()), file=sys.stderr)
+        who = "daynight" + f", process {rank}" * (rank != "0")
+        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     # after an error `leave` could wait for processes that failed; without this module in use there is nothing to leave
     if code not in (1, 2) and "daynight.system.processes" in sys.modules:
         sys.modules["daynight.system.processes"].leave()

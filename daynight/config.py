@@ -4,9 +4,9 @@ A field is an option and says everything about it: name, type, panel of the help
 change when a run is resumed. The command line, the environment, `--config` files and `options.json` follow from it.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field
 from functools import partial
 from typing import Literal
@@ -74,49 +74,31 @@ def checked(is_good: Callable[[str], bool], wanted: str) -> Callable:
     """A callback for Typer. It refuses values for which `is_good` is false or raises `ValueError`."""
 
     def check(value: str | None) -> str | None:
-        try:
-            good = value is None or is_good(value)
-        except ValueError:
-            good = False
-        if not good:
-            raise typer.BadParameter(f"wanted: {wanted}")
-        return value
+        with suppress(ValueError):
+            if value is None or is_good(value):
+                return value
+        raise typer.BadParameter(f"wanted: {wanted}")
 
     return check
 
 
 check_size = checked(is_size, "512 (the shorter side), 512x1024 (height x width) or native, in pixels up to 99999")
-check_crop = checked(
-    lambda value: is_size(value) and value != "native",
-    "256 (a square) or 192x256 (height x width), in pixels up to 99999",
-)
-check_ramp = checked(
-    lambda value: all(0 <= n < math.inf for n in numbers(value)),
-    "two numbers of at least 0, first and last value, as 50,100",
-)
-check_shares = checked(
-    lambda value: all(0 <= n <= 1 for n in numbers(value)),
-    "two numbers from 0 to 1, first and last value, as 0.5,0.9",
-)
-check_factors = checked(
-    lambda value: all(0 < n <= 16 for n in factors(value)), "factors of the size up to 16, as 0.75,1,1.25"
-)
+check_crop = checked(lambda value: value != "native" and is_size(value), "256 or 192x256 (height x width), up to 99999")
+check_ramp = checked(lambda value: all(0 <= n <= 1e6 for n in numbers(value)), "two numbers from 0 to 1e6, as 50,100")
+check_shares = checked(lambda value: all(0 <= n <= 1 for n in numbers(value)), "two numbers from 0 to 1, as 0.5,0.9")
+check_factors = checked(lambda value: all(0 < n <= 16 for n in factors(value)), "factors up to 16, as 0.75,1,1.25")
 
 
 @dataclass(kw_only=True)
 class Options:
     """What every command takes. `__post_init__` raises `ValueError` if options contradict each other."""
 
-    config: str | None = Advanced(
-        None, "JSON file of options, such as a run's options.json; the command line wins.", free=True
-    )
+    config: str | None = Advanced(None, "JSON file of options, such as a run's options.json.", free=True)
     seed: int = Advanced(0, "Seed of everything random.", min=0, max=2**32 - 1)
     precision: Literal["auto", "no", "bf16"] = Advanced(
         "auto", "auto: what the launcher says, else bf16 on a GPU that has it, else no (float32)."
     )
-    num_workers: int | None = Advanced(
-        None, "Image readers per process; trainings: 4 on a GPU, else 0; others: 8, else 2.", min=0, max=256, free=True
-    )
+    num_workers: int | None = Advanced(None, "Image readers per process; default: 0 to 8.", min=0, max=256, free=True)
     data_root: str = Data("data", "Folder in which data sets are looked up by name.", free=True)
     debug: bool = Advanced(False, "Show the traceback of an error.", free=True)
 
@@ -127,47 +109,25 @@ class TrainingOptions(Options):
 
     day: str = Data("cs", "Day images: a path, or a folder's name under --data-root.")
     night: list[str] = Data(["bdd", "dz"], "Night images without labels: as --day; repeatable.")
-    size: str = Data(
-        "512", "Resize images to: 512 (the shorter side), 512x1024 (height x width) or native.", callback=check_size
-    )
+    size: str = Data("512", "Resize images to 512 (the shorter side), 512x1024 or native.", callback=check_size)
     crop: str = Data("256", "Random crop in pixels: 256, or 192x256 (height x width) (§4.2).", callback=check_crop)
-    cache: str | None = Data(
-        None, "Folder for decoded and resized images and labels; off: none; default: cache in --out.", free=True
-    )
-    skip_unreadable: bool = Data(
-        False, "Go on without images and labels that cannot be read; list them at the end.", free=True
-    )
+    cache: str | None = Data(None, "Folder for decoded images; off: none; default: cache in --out.", free=True)
+    skip_unreadable: bool = Data(False, "Go on without files that cannot be read; list them at the end.", free=True)
     init: str | None = Model(None, "Start from the networks of this run.")
     steps: int = Optimisation(..., "Optimiser steps; schedules are fractions of them.", min=1, max=10_000_000)
-    batch_size: int = Optimisation(
-        ..., "Samples per step, over all processes; a multiple of their number.", min=1, max=65536
-    )
+    batch_size: int = Optimisation(..., "Samples per step, over all processes.", min=1, max=65536)
     lr: float = Optimisation(..., "Adam's learning rate (§4.2).", min=0, max=1)
     ema_decay: float = Optimisation(..., "α of Eq. 13, at most.", min=0, max=1)
     out: str = Output(..., "Folder of the run.", free=True)
-    resume: bool = Output(
-        True, "Continue the run in --out; --no-resume refuses to touch one.", off="--no-resume", free=True
-    )
+    resume: bool = Output(True, "Continue the run in --out, or refuse to touch one.", off="--no-resume", free=True)
     save_every: int = Output(1000, "Steps between checkpoints and previews.", min=1, free=True)
     log_every: int = Output(50, "Steps between lines of metrics.jsonl.", min=1, free=True)
-    validate_every: int = Output(
-        1000, "Steps between validations on held-out images; 0: never, and nothing is held out.", min=0
-    )
-    validate_images: int = Output(
-        100, "Images to validate on by day and by night, at most: of val, else a tenth of the set.", min=1
-    )
-    log: list[str] = Output(
-        [], "Log to a tracker of Accelerate too: tensorboard, wandb, mlflow, …; repeatable.", free=True
-    )
-    dry_run: bool = Output(
-        False, "Read every file, run two steps, tell memory, time and disk of the run; write nothing.", free=True
-    )
-    compile: bool = Advanced(
-        False, "Run the networks through torch.compile: faster on a GPU, after minutes of compiling."
-    )
-    stall_minutes: float = Advanced(
-        30.0, "End a run in which no step ends for so long, and say where; 0: never.", min=0, max=525_600, free=True
-    )
+    validate_every: int = Output(1000, "Steps between validations; 0: never, and no images are held out.", min=0)
+    validate_images: int = Output(100, "At most so many day and night images of val, else a tenth of the set.", min=1)
+    log: list[str] = Output([], "Log to one of Accelerate's trackers: tensorboard, wandb, …; repeatable.", free=True)
+    dry_run: bool = Output(False, "Read all files, run two steps, tell memory, time, disk; write nothing.", free=True)
+    compile: bool = Advanced(False, "Run the networks through torch.compile: faster on a GPU, minutes to begin.")
+    stall_minutes: float = Advanced(30.0, "End a run whose step takes longer; 0: never.", min=0, max=525_600, free=True)
 
 
 @dataclass(kw_only=True)
@@ -183,18 +143,12 @@ class TranslateTrainOptions(TrainingOptions):
     blocks: int = Model(9, "Residual blocks of G (§4.2).", min=1, max=1000)
     upsample: Literal["bilinear", "deconv"] = Model("bilinear", "bilinear (the paper) or deconv (CycleGAN).")
     feature_network: str = Model("vgg19", "Frozen network of Eq. 10: any of timm's (§3.2).")
-    feature_layer: list[str] = Model(
-        ["features.31"], "Module path of a layer of Eq. 10 (features.31: block5_conv2); repeatable."
-    )
+    feature_layer: list[str] = Model(["features.31"], "Module path of a layer of Eq. 10 (block5_conv2); repeatable.")
     feature_weights: str = Model("pretrained", "pretrained (from the Hub), random, or a .safetensors file.")
-    judge: str | None = Model(
-        None, "A run of seg-train: measure how many pixels it labels the same after translation (kept)."
-    )
+    judge: str | None = Model(None, "A run of seg-train: measure how many pixels it labels the same after translation.")
     gan: Literal["bce", "lsgan"] = Optimisation("bce", "bce: Eq. 4; lsgan: least squares.")
     lambda_cyc: float = Optimisation(10.0, "Weight of Eq. 7.", min=0, max=1e6)
-    lambda_feature: float = Optimisation(
-        1.0, "Weight of Eq. 10; 0: no network is loaded (values compared in examples/night).", min=0, max=1e6
-    )
+    lambda_feature: float = Optimisation(1.0, "Weight of Eq. 10; 0: no network is loaded.", min=0, max=1e6)
     lr_drop: float = Optimisation(1 / 7, "Fraction of the steps after which --lr is halved.", min=0, max=1)
     history: int = Optimisation(50, "Translations kept to show to D again (CycleGAN); 0: none.", min=0)
     keep_best: Literal["kid", "none"] = Output("kid", "What chooses best/: kid, the distance to real nights.")
@@ -211,16 +165,10 @@ class TranslateOptions(Options):
     in_: str = Data(..., "Folder to translate: a path, or a name under --data-root.")
     model: str = Model("runs/day2night", "A run of translate-train (RUN/best: its best), a model folder, or a Hub id.")
     reverse: bool = Model(False, "Translate night to day.")
-    whole: bool = Model(
-        False, "Translate whole images, or tiles of crop size (nearer to training, 2 to 4 times slower).", off="--tiles"
-    )
-    audit: str | None = Model(
-        None, "Compare what this segmentation model (a run, folder or Hub id) sees before and after."
-    )
+    whole: bool = Model(False, "Translate whole images, or tiles as in training (2 to 4 times slower).", off="--tiles")
+    audit: str | None = Model(None, "Compare what this segmentation model (as --model) sees before and after.")
     out: str = Output(..., "Folder to write; it gets the same tree.")
-    size: str | None = Output(
-        None, "Size of the images written: 512, 512x1024, native; default: that of the input.", callback=check_size
-    )
+    size: str | None = Output(None, "Size to write: 512, 512x1024, native; default: the input's.", callback=check_size)
     batch_size: int = Advanced(1, "Images of one size at once.", min=1, max=1024)
 
 
@@ -239,15 +187,11 @@ class SegTrainOptions(TrainingOptions):
     )
     translated: str | None = Data(None, "The translated day set; default: <day>_night, if it is complete.")
     flip: bool = Data(False, "Mirror half of the crops (not in the paper).")
-    validate_on: str | None = Data(
-        None, "A labelled set, such as night images: validations score it too (validate_on_miou)."
-    )
+    validate_on: str | None = Data(None, "A labelled set that validations score too (validate_on_miou).")
     translator: str | None = Model(None, "Translate on the fly: a run (default: runs/day2night), darken or fourier.")
     backbone: str = Model("vgg16", "vgg16 (the paper), or any of timm's networks.")
     backbone_weights: str = Model("pretrained", "pretrained (from the Hub), random, or a .safetensors file.")
-    output_stride: int = Model(
-        8, "Output stride of the backbone (the paper: 8); 16 takes a third of the time.", min=8, max=32
-    )
+    output_stride: int = Model(8, "Output stride of the backbone; 16 takes a third of the time.", min=8, max=32)
     head_width: int = Model(1024, "Channels inside the head (DeepLabV2: 1024).", min=1, max=8192)
     ssl: bool = Optimisation(False, "Add Eq. 15, with real night images.")
     rho: str = Optimisation("0.5,0.9", "ρ of Eq. 14, at the first and the last step.", callback=check_shares)
@@ -256,9 +200,7 @@ class SegTrainOptions(TrainingOptions):
     weak_noise: float = Optimisation(0.02, "σ of the noise of A_w, for images in [-1, 1].", min=0, max=2)
     strong_noise: float = Optimisation(0.1, "σ of the noise of A_s, for images in [-1, 1].", min=0, max=2)
     jitter: float = Optimisation(0.4, "Colour jitter of A_s: factors of 1 ± this.", min=0, max=1)
-    keep_best: Literal["day", "labelled", "none"] = Output(
-        "day", "What chooses best/: day, mIoU of held-out day images; labelled, that of --validate-on."
-    )
+    keep_best: Literal["day", "labelled", "none"] = Output("day", "What chooses best/: held-out day, or --validate-on.")
 
     def __post_init__(self):
         for name in ("translated", "translator"):
@@ -276,40 +218,26 @@ class SegTrainOptions(TrainingOptions):
 class InferenceOptions(Options):
     """What commands take that label images with a segmentation network."""
 
-    size: str | None = Model(
-        None, "Run the network at 512, 512x1024 or native; default: its training size.", callback=check_size
-    )
+    size: str | None = Model(None, "Run at 512, 512x1024 or native; default: the training size.", callback=check_size)
     scales: str = Model(
-        "1", "Average the predictions at these factors of the size, such as 0.75,1,1.25.", callback=check_factors
+        "1", "Average predictions at these factors of the size, as 0.75,1,1.25.", callback=check_factors
     )
     flip: bool = Model(False, "Average the prediction with that of the mirrored image.")
-    batch_size: int | None = Advanced(
-        None, "Images at once; results do not depend on it; default: one a core, at most 8; GPU: 2.", min=1, max=1024
-    )
+    batch_size: int | None = Advanced(None, "Images at once; default: one a core, at most 8; GPU: 2.", min=1, max=1024)
 
 
 @dataclass(kw_only=True)
 class EvalOptions(InferenceOptions):
     """Score models on labelled data sets, as in Table 1 (§4.3)."""
 
-    model: list[str] = Model(
-        [], "A run of seg-train (RUN/best: its best), a model folder, or a Hub id; default: runs/seg; repeatable."
-    )
-    predictions: list[str] = Model(
-        [], "Folder with a PNG of ids for each image, of the same stem, instead of --model; repeatable."
-    )
-    ids: Literal["trainIds", "labelIds"] | None = Model(
-        None, "What --predictions hold: trainIds (default), or labelIds of Cityscapes."
-    )
+    model: list[str] = Model([], "A run of seg-train, a model folder, or a Hub id; default: runs/seg; repeatable.")
+    predictions: list[str] = Model([], "Folder with a PNG of ids of each image's stem, not --model; repeatable.")
+    ids: Literal["trainIds", "labelIds"] | None = Model(None, "What --predictions hold; default: trainIds.")
     resize: bool = Model(False, "Resize --predictions to their labels, by nearest neighbour.")
     dataset: list[str] = Data(..., "A labelled data set: a path, or a name under --data-root; repeatable.")
     split: str | None = Data(None, "Default: val, else test, else the only one.")
-    labels: Literal["labelIds", "labelTrainIds"] | None = Data(
-        None, "Which label files; default: labelIds for cs, labelTrainIds for nd."
-    )
-    class_map: str | None = Data(
-        None, 'JSON file, {"class of the model": "class of the data set" or null}; default: equal names.'
-    )
+    labels: Literal["labelIds", "labelTrainIds"] | None = Data(None, "Default: labelIds for cs, labelTrainIds for nd.")
+    class_map: str | None = Data(None, "JSON file: {class of the model: class of the data set, or null}.")
     mean: Literal["present", "official", "all"] = Output(
         "present", "mIoU over classes: present in the labels (the paper), official (TP+FP+FN > 0), all (absent: 0)."
     )
@@ -329,11 +257,9 @@ class PredictOptions(InferenceOptions):
     """Label a folder of images: ids, colours and overlays."""
 
     in_: str = Data(..., "Folder to label: a path, or a name under --data-root.")
-    model: str = Model("runs/seg", "A run of seg-train (or RUN/best), a model folder, or a Hub id (id@revision).")
+    model: str = Model("runs/seg", "A run of seg-train (RUN/best: its best), a model folder, or a Hub id.")
     out: str = Output(..., "Folder to write: ids, color and overlay, each the same tree.")
-    ids: Literal["trainIds", "labelIds"] = Output(
-        "trainIds", "What the id images hold: trainIds, or labelIds of Cityscapes."
-    )
+    ids: Literal["trainIds", "labelIds"] = Output("trainIds", "Write trainIds, or labelIds of Cityscapes.")
     confidence: bool = Output(False, "Write the largest softmax probability too, as 16-bit PNGs (65535: 1).")
 
 
@@ -342,9 +268,7 @@ class ExportOptions(Options):
     """Write a model as ONNX, and check it."""
 
     model: str = Model("runs/seg", "A run (its teacher or day2night), a model folder (RUN/night2day), or a Hub id.")
-    size: str | None = Model(
-        None, "Size at which the file runs the network; default: its training size.", callback=check_size
-    )
+    size: str | None = Model(None, "Size at which the network runs; default: as in training.", callback=check_size)
     whole: bool = Model(False, "A generator translates whole images, or tiles, as in translate.", off="--tiles")
     out: str | None = Output(None, "File to write; default: teacher.onnx, day2night.onnx, … here.")
 

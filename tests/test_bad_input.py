@@ -616,7 +616,7 @@ def test_labels_without_images_and_images_without_labels_are_counted(line, home)
         ('{"out": {"a": 1}}', ["out", '{"a": 1}', "string"]),
         ('{"ssl": ["yes"]}', ["ssl", "boolean"]),
         ('{"out": "a\\u0000b"}', ["out", "no text"]),
-        ('{"options": 3}', ["object"]),
+        ('{"options": 3}', ["no option 'options'"]),
         ("[" * 100_000, ["JSON object"]),
     ],
 )

@@ -102,13 +102,13 @@ FUNCTIONS = {target.partition(":")[2] for *_, target in cli.COMMANDS}
 
 def parameters(command):
     """(field, spelling, base type) of each option of a command."""
-    hints, spellings = get_type_hints(COMMANDS[command]), cli.parameters(COMMANDS[command])
+    hints = get_type_hints(COMMANDS[command])
     for f in fields(COMMANDS[command]):
         base = hints[f.name]
         kinds = [a for a in get_args(base) or () if a is not type(None)]
         if get_origin(base) is not list and get_origin(base) is not Literal and kinds:
             base = kinds[0]
-        yield f, spellings[f.name], base
+        yield f, f.name.strip("_").replace("_", "-"), base
 
 
 def default(f):

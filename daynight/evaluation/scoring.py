@@ -267,7 +267,7 @@ def score(run, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, acc
         "split": image_set.split,
         "images": len(images),
         "size": run.settings["size"],
-        "labels": image_set.label_kind,
+        "labels": str(image_set.label_kind),
         "mean": options.mean,
         "classes": [classes.names[i] for i in scored],
         "label_set": fingerprint(labelled),

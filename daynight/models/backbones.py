@@ -6,10 +6,7 @@ from torch import nn
 
 
 class Normalise(nn.Module):
-    """Images in [-1, 1], B×3×H×W → in the mean and deviation of a timm network's training images.
-
-    The numbers come from timm's `pretrained_cfg`; checkpoints do not hold them.
-    """
+    """Images in [-1, 1], B×3×H×W → in the mean and deviation of timm's `pretrained_cfg`. Checkpoints hold neither."""
 
     def __init__(self, pretrained_cfg: dict):
         super().__init__()
@@ -28,7 +25,25 @@ def backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
     """
     if name == "vgg16":
         return vgg_backbone(**timm_options)
-    return timm_backbone(name, output_stride, **timm_options)
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name!r}")
+    timm_options |= {"features_only": True, "out_indices": (-1,)}
+    try:
+        try:
+            network = timm.create_model(name, output_stride=output_stride, **timm_options)
+        # networks that run only at their own stride refuse another in one of these ways
+        except (TypeError, AssertionError, NotImplementedError):
+            network = timm.create_model(name, **timm_options)
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, 65, 97))
+            features = network(torch.zeros(1, 3, 64, 96))[-1]
+    except (TypeError, AssertionError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be a backbone: {error or 'it gives no feature maps'}") from None
+    network.channels = network.feature_info.channels()[-1]
+    network.output_stride = 64 // max(1, features.shape[-2])
+    if features.shape[1:] != (network.channels, 64 // network.output_stride, 96 // network.output_stride):
+        raise ValueError(f"{name} cannot be a backbone: its last stage is not a feature map of any input size")
+    return network
 
 
 def vgg_backbone(**timm_options) -> nn.Sequential:
@@ -43,27 +58,3 @@ def vgg_backbone(**timm_options) -> nn.Sequential:
             layer.dilation, layer.padding = (2, 2), (2, 2)
     features.channels, features.output_stride, features.pretrained_cfg = 512, 8, network.pretrained_cfg
     return features
-
-
-def timm_backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
-    """The last stage of a timm network, at `output_stride` if it accepts one, else at its own."""
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no network {name!r}")
-    timm_options |= {"features_only": True, "out_indices": (-1,)}
-    try:
-        network = timm.create_model(name, output_stride=output_stride, **timm_options)
-    # networks that run only at their own stride refuse another in one of these ways
-    except (TypeError, AssertionError, NotImplementedError):
-        network = None
-    try:
-        network = network or timm.create_model(name, **timm_options)
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, 65, 97))
-            features = network(torch.zeros(1, 3, 64, 96))[-1]
-    except (TypeError, AssertionError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be a backbone: {error or 'it gives no feature maps'}") from None
-    network.channels = network.feature_info.channels()[-1]
-    network.output_stride = 64 // max(1, features.shape[-2])
-    if features.shape[1:] != (network.channels, 64 // network.output_stride, 96 // network.output_stride):
-        raise ValueError(f"{name} cannot be a backbone: its last stage is not a feature map of any input size")
-    return network

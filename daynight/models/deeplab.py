@@ -1,5 +1,7 @@
 """DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2), or on a timm backbone."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,10 +10,7 @@ from daynight.models import backbones
 
 
 class ASPP(nn.Module):
-    """The head: four dilated branches, summed.
-
-    It is split where dropout begins, so that views that differ only in dropout share the costly 3×3 layers.
-    """
+    """The head: four dilated branches, summed. Views that differ only in dropout share the costly `dilated` layers."""
 
     def __init__(self, channels: int, hidden: int, classes: int, rates: tuple[int, ...]):
         super().__init__()
@@ -44,11 +43,11 @@ def drop(x, generators):
 class DeepLabV2(nn.Module):
     """f, images → class logits: B×3×H×W in [-1, 1] → B×classes×H×W.
 
-    `backbone` is "vgg16" (the paper's: output stride 8, rates 6, 12, 18, 24) or a timm network. `hidden` is the width
-    of the head (1024 in the paper). A larger stride gives smaller rates, which span as many pixels.
-    `frozen_norm` keeps batch norm at its pretrained statistics (its affine part is trained).
-    `names`, `colors` (RGB, 0 to 255) and `size` (what to resize images to, as `--size`) are saved with the model.
-    A backbone that accepts no `output_stride` runs at its own. Raises `ValueError` for a network that cannot be one.
+    `backbone` is "vgg16" (the paper's: output stride 8, rates 6, 12, 18, 24) or a timm network; one that accepts no
+    `output_stride` runs at its own. A larger stride gives smaller rates, which span as many pixels. `hidden` is the
+    width of the head (1024 in the paper). `frozen_norm` keeps batch norm at its pretrained statistics and trains its
+    affine part. `names`, `colors` (RGB, 0 to 255) and `size` (of images, as `--size`) are saved with the model.
+    Raises `ValueError` for a network that cannot be a backbone.
     """
 
     def __init__(
@@ -72,15 +71,13 @@ class DeepLabV2(nn.Module):
         self.normalise = backbones.Normalise(self.backbone.pretrained_cfg)
         rates = tuple(max(1, rate * 8 // output_stride) for rate in (6, 12, 18, 24))
         self.head = ASPP(self.backbone.channels, hidden, len(names), rates)
-        self.frozen_norm = frozen_norm
         self.train(self.training)
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.frozen_norm:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.backbone.modules():
+            if self.config["frozen_norm"] and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def forward(self, images, clean: int | None = None, dropout=()):
@@ -91,11 +88,8 @@ class DeepLabV2(nn.Module):
         """
         features = self.backbone(self.normalise(images))
         hidden = self.head.dilated(features[-1] if isinstance(features, list) else features)
-        logits = resize(self.head.classify([x[:clean] for x in hidden]), images)
+        resize = partial(F.interpolate, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        logits = resize(self.head.classify([x[:clean] for x in hidden]))
         if not dropout:
             return logits
-        return logits, resize(self.head.classify([x[-len(dropout) :] for x in hidden], dropout), images)
-
-
-def resize(logits, images):
-    return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return logits, resize(self.head.classify([x[-len(dropout) :] for x in hidden], dropout))

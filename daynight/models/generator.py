@@ -1,5 +1,7 @@
 """CycleGAN's ResNet generator with bilinear upsampling (§4.2)."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -70,12 +72,6 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
-def up(channels: int, out_channels: int, upsample: str) -> nn.Module:
-    if upsample == "bilinear":
-        return UpConv(channels, out_channels)
-    return nn.ConvTranspose2d(channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=False)
-
-
 class Generator(nn.Module):
     """G, an image → the same scene in the other domain: B×3×H×W in [-1, 1] → B×3×H×W in [-1, 1], any H and W.
 
@@ -85,12 +81,7 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self,
-        blocks: int = 9,
-        width: int = 64,
-        upsample: str = "bilinear",
-        size: str = "native",
-        crop: str | None = None,
+        self, blocks: int = 9, width: int = 64, upsample: str = "bilinear", size="native", crop: str | None = None
     ):
         super().__init__()
         self.config = {"blocks": blocks, "width": width, "upsample": upsample, "size": size, "crop": crop}
@@ -98,24 +89,22 @@ class Generator(nn.Module):
         for c in (width, 2 * width):
             layers += [nn.Conv2d(c, 2 * c, 3, stride=2, padding=1, bias=False), InstanceNorm(), nn.ReLU()]
         layers += [Residual(4 * width) for _ in range(blocks)]
+        deconv = partial(nn.ConvTranspose2d, kernel_size=3, stride=2, padding=1, output_padding=1, bias=False)
+        up = UpConv if upsample == "bilinear" else deconv
         for c in (4 * width, 2 * width):
-            layers += [up(c, c // 2, upsample), InstanceNorm(), nn.ReLU()]
+            layers += [up(c, c // 2), InstanceNorm(), nn.ReLU()]
         layers += [nn.ReflectionPad2d(3), RowConv(width, 3, 7), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
         self.apply(init)
 
     def forward(self, images):
         height, width = images.shape[-2:]
-        return self.layers(pad(images, height, width))[..., :height, :width]
-
-
-def pad(images, height: int, width: int):
-    """Pad to a multiple of 4 and at least 16: by reflection, or by repeating the edge if the image is too small."""
-    bottom, right = (max(16, -(-n // 4) * 4) - n for n in (height, width))
-    if not bottom and not right:
-        return images
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(images, (0, right, 0, bottom), mode=mode)
+        # pad to a multiple of 4 and at least 16: by reflection, or by repeating the edge if the image is too small
+        bottom, right = (max(16, -(-n // 4) * 4) - n for n in (height, width))
+        if bottom or right:
+            mode = "reflect" if bottom < height and right < width else "replicate"
+            images = F.pad(images, (0, right, 0, bottom), mode=mode)
+        return self.layers(images)[..., :height, :width]
 
 
 def init(module):

@@ -5,18 +5,19 @@ import inspect
 import json
 import logging
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import HfApi, errors, snapshot_download
+from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from daynight import __version__
 from daynight.config import is_size
-from daynight.models.deeplab import DeepLabV2
-from daynight.models.generator import Generator
 from daynight.system.errors import InputError
 from daynight.system.files import replace, write_json
 
@@ -25,7 +26,13 @@ from daynight.system.files import replace, write_json
 for library in ("timm", "huggingface_hub._snapshot_download"):
     logging.getLogger(library).setLevel(logging.ERROR)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MODELS = {"Generator": Generator, "DeepLabV2": DeepLabV2}
+# why the Hub gave nothing; the client's own messages begin with a status code or a Python class
+REASONS = {
+    errors.GatedRepoError: "gated: ask for access on its page, then `hf auth login` or HF_TOKEN",
+    errors.RevisionNotFoundError: "no such revision",
+    errors.RepositoryNotFoundError: "no such repository, or a private one: `hf auth login` or HF_TOKEN",
+    errors.LocalEntryNotFoundError: "it cannot be reached, and nothing of it is in the cache",
+}
 
 
 def save_model(model: torch.nn.Module, folder: Path) -> None:
@@ -42,53 +49,39 @@ def find_model(name: str, part: str, option: str) -> Path:
 
     Raises `InputError` naming `option` if there is none.
     """
-    folder = Path(name)
+    folder, is_there = Path(name), os.path.exists(name)
     is_id = name.partition("@")[0].count("/") == 1 and not name.startswith((".", "/", "runs/"))
-    if is_id and not os.path.exists(folder):
+    if is_id and not is_there:
+        files = [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)]
         with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
-            repository, _, revision = name.partition("@")
-            folder = download(repository, revision or None, part)
+            folder, is_there = download(name, files), True
     for candidate in (folder / part, folder):
         if os.path.isfile(candidate / CONFIG):
             if os.path.isfile(candidate / WEIGHTS):
                 return candidate
             raise InputError(f"{option} {name}: {candidate} has no {WEIGHTS}")
-    missing = "holds no model" if os.path.exists(folder) else "no such folder"
-    train = "seg-train" if part == "teacher" else "translate-train"
-    raise InputError(
-        f"{option} {name}: {missing} ({CONFIG} and {WEIGHTS}, there or in {part}/); give a run of daynight {train}"
-    )
+    missing = "holds no model" if is_there else "no such folder"
+    run = "a run of daynight " + ("seg-train" if part == "teacher" else "translate-train")
+    raise InputError(f"{option} {name}: {missing} ({CONFIG} and {WEIGHTS}, there or in {part}/); give {run}")
 
 
-def download(repository: str, revision: str | None, part: str) -> Path:
-    """The folder in the Hub's cache with the model files of a repository and of its subfolder `part`.
+def download(name: str, files: list[str]) -> Path:
+    """The folder in the Hub's cache with these files of the repository `id` or `id@revision`, as far as they exist.
 
-    Without the Hub it is what the cache has. Raises what its client raises.
+    Without the Hub it is what the cache has. Raises what the Hub's client raises.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import tqdm
-
-    class Progress(tqdm):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs | {"disable": None})  # silent unless stderr is a terminal
-
-    offline = False
+    repository, _, revision = name.partition("@")
+    offline, version = False, {"revision": revision or None}
     try:
         # one request with a time limit: a download would try six times, or wait for minutes
-        HfApi().model_info(repository, revision=revision, timeout=10)
-    except HfHubHTTPError:  # the Hub has answered, and refused
+        HfApi().model_info(repository, **version, timeout=10)
+    except errors.HfHubHTTPError:  # the Hub has answered, and refused
         raise
     except Exception:
         offline = True
-    files = [CONFIG, WEIGHTS, f"{part}/{CONFIG}", f"{part}/{WEIGHTS}"]
-    cache = snapshot_download(
-        repository, revision=revision, allow_patterns=files, local_files_only=offline, tqdm_class=Progress
-    )
-    found = [os.path.isfile(os.path.join(cache, file)) for file in files]
-    if not all(found[:2]) and not all(found[2:]):
-        raise FileNotFoundError("the repository holds no such model")
-    return Path(cache)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return Path(snapshot_download(repository, **version, allow_patterns=files, local_files_only=offline))
 
 
 def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module:
@@ -99,12 +92,11 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
     folder = find_model(name, part, option)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        cls = MODELS[config.pop("class")]
-        config.pop("daynight", None)
-        if cls is not kind:
-            raise InputError(f"{option} {name}: {folder} holds a {cls.__name__}, wanted: a {kind.__name__}")
-        check_config(cls, config)
-        model = cls(**config)
+        found, _ = config.pop("class"), config.pop("daynight", None)
+        if found != kind.__name__:
+            raise InputError(f"{option} {name}: {folder} holds a {found}, wanted: a {kind.__name__}")
+        check_config(kind, config)
+        model = kind(**config)
     # what constructors raise for a wrong value; RuntimeError: memory, nesting
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise InputError(f"{option} {name}: {folder / CONFIG} does not describe a model ({error})") from error
@@ -120,7 +112,8 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
 def check_config(kind: type, config: dict) -> None:
     """Raises `ValueError` or `TypeError` for values that a constructor would accept and that fail later.
 
-    Options of timm's networks are refused: one of them names a file to unpickle.
+    Options of timm's networks are refused: one of them names a file to unpickle. `names` are 1 to 255 different names,
+    and `colors` an RGB for each.
     """
     known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     for name, value in config.items():
@@ -132,20 +125,16 @@ def check_config(kind: type, config: dict) -> None:
     if not is_size(size) or crop == "native" or crop is not None and not is_size(crop):
         raise ValueError(f"size is {size!r}, crop is {crop!r}")
     if "names" in config:
-        check_classes(config["names"], config["colors"])
-
-
-def check_classes(names, colors) -> None:
-    """Raises `ValueError` or `TypeError` unless `names` has 1 to 255 different names and `colors` an RGB for each."""
-    # names are compared without case where the classes of a model meet those of a data set
-    different = {name.casefold() for name in names if isinstance(name, str) and name.strip()}
-    if not isinstance(names, list) or not 0 < len(different) == len(names) <= 255:
-        raise ValueError("names is not a list of 1 to 255 different names")
-    " ".join(names).encode()  # a lone surrogate cannot be printed
-    # `type is int`: True would pass as 1
-    rgb = [isinstance(c, list) and len(c) == 3 and all(type(x) is int and 0 <= x <= 255 for x in c) for c in colors]
-    if not isinstance(colors, list) or len(colors) != len(names) or not all(rgb):
-        raise ValueError("colors is not a list of [r, g, b], 0 to 255 each, one for each name")
+        names, colors = config["names"], config["colors"]
+        # names are compared without case where the classes of a model meet those of a data set
+        different = {name.casefold() for name in names if isinstance(name, str) and name.strip()}
+        if not isinstance(names, list) or not 0 < len(different) == len(names) <= 255:
+            raise ValueError("names is not a list of 1 to 255 different names")
+        " ".join(names).encode()  # a lone surrogate cannot be printed
+        # `type is int`: True would pass as 1
+        rgb = [isinstance(c, list) and len(c) == 3 and all(type(x) is int and 0 <= x <= 255 for x in c) for c in colors]
+        if not isinstance(colors, list) or len(colors) != len(names) or not all(rgb):
+            raise ValueError("colors is not a list of [r, g, b], 0 to 255 each, one for each name")
 
 
 def classes_of(model) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
@@ -175,37 +164,26 @@ def reach_hub(what: str, instead: str):
         # the client raises a dozen classes, some below ValueError; what a network raises is ValueError itself
         if type(error) is ValueError:
             raise
-        raise InputError(f"{what} not to be had from the Hub ({reason_of(error)}); {instead}") from error
+        reasons = [reason for kind, reason in REASONS.items() if isinstance(error, kind)]
+        reason = [*reasons, *str(error).strip().splitlines(), repr(error)][0]
+        raise InputError(f"{what} not to be had from the Hub ({reason}); {instead}") from error
 
 
-def reason_of(error: Exception) -> str:
-    """Why the Hub gave nothing, in words. The client's own messages begin with a status code or a Python class."""
-    from huggingface_hub import errors
-
-    reasons = (
-        (errors.GatedRepoError, "gated: ask for access on its page, then `hf auth login` or HF_TOKEN"),
-        (errors.RevisionNotFoundError, "no such revision"),
-        (errors.RepositoryNotFoundError, "no such repository, or a private one: `hf auth login` or HF_TOKEN"),
-        (errors.LocalEntryNotFoundError, "it cannot be reached, and nothing of it is in the cache"),
-    )
-    first = str(error).strip().splitlines()[:1]
-    return next((reason for kind, reason in reasons if isinstance(error, kind)), first[0] if first else repr(error))
-
-
-def pretrained(build, network: str, source: str, option: str, **settings) -> torch.nn.Module:
-    """`build(**settings, **timm options)` with the weights that `source` names: "pretrained" (from the Hub), "random",
-    or a safetensors file in timm's names.
+def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module:
+    """`build(**timm options)` with the weights that `source` names: "pretrained" (from the Hub), "random", or a
+    safetensors file in timm's names.
 
     Raises `InputError` naming `option` if they are not available or do not fit, `ValueError` if `build` does.
     """
     if not timm.is_model(network):
         raise InputError(f"timm has no network {network!r} (wanted for {option})")
     if source == "random":
-        return build(**settings)
+        return build()
     if source == "pretrained":
-        instead = f"give {option} FILE.safetensors or random"
-        with reach_hub(f"{option} pretrained: the weights of {network} are", instead):
-            return build(**settings, pretrained=True)
+        with reach_hub(
+            f"{option} pretrained: the weights of {network} are", f"give {option} FILE.safetensors or random"
+        ):
+            return build(pretrained=True)
     path, wanted = Path(source), f"wanted: pretrained, random or a .safetensors file of {network}"
     if not os.path.isfile(path):
         raise InputError(f"{option}: no file {source}; {wanted}")
@@ -213,21 +191,17 @@ def pretrained(build, network: str, source: str, option: str, **settings) -> tor
     if path.suffix != ".safetensors":
         raise InputError(f"{option}: {source} is not called *.safetensors; {wanted}")
     check_weights(path, network, option)
-    return build(**settings, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    return build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
 def check_weights(path: Path, network: str, option: str) -> None:
     """Compare the file's names and shapes with the network's, except for the classifier: timm loads what fits and is
     silent about the rest."""
     with torch.device("meta"):
-        model = timm.create_model(network)
-    classifier = model.pretrained_cfg.get("classifier") or "classifier"
-    # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
-    skip = ("pre_logits", *([classifier] if isinstance(classifier, str) else classifier))
+        model = timm.create_model(network, num_classes=0)
     found = read_tensors(path, option)
     for name, tensor in model.state_dict().items():
-        if not name.startswith(skip) and "num_batches" not in name:
-            if name not in found or found[name].shape != tensor.shape:
-                raise InputError(
-                    f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)"
-                )
+        fits = name in found and found[name].shape == tensor.shape
+        # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
+        if not fits and not name.startswith("pre_logits") and "num_batches" not in name:
+            raise InputError(f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)")

@@ -1,5 +1,8 @@
 """The frozen feature network of Eq. 10 (§3.2)."""
 
+from contextlib import suppress
+from functools import partial
+
 import timm
 import torch
 from torch import nn
@@ -14,9 +17,9 @@ class _Reached(Exception):
 class FeatureNetwork(nn.Module):
     """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w for each layer.
 
-    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU).
-    Hooks read them, and the pass stops after the last. `timm_options` go to `timm.create_model` (weights).
-    Raises `ValueError` for a layer that the network does not have.
+    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU). The
+    pass stops after the last. `timm_options` go to `timm.create_model` (weights). Raises `ValueError` for a layer that
+    the network does not have.
     """
 
     def __init__(self, name: str = "vgg19", layers: tuple[str, ...] = ("features.31",), **timm_options):
@@ -30,13 +33,12 @@ class FeatureNetwork(nn.Module):
         self.activations = {}
         for layer in layers:
             try:
-                module = self.network.get_submodule(layer)
+                self.network.get_submodule(layer).register_forward_hook(partial(self._keep, layer))
             except AttributeError:
                 raise ValueError(f"{name} has no layer {layer!r}") from None
-            module.register_forward_hook(lambda _module, _inputs, output, layer=layer: self._keep(layer, output))
         self.eval().requires_grad_(False)
 
-    def _keep(self, layer, output):
+    def _keep(self, layer, _module, _inputs, output):
         self.activations[layer] = output.clone()  # the next module may overwrite it
         if len(self.activations) == len(self.layers):
             raise _Reached
@@ -46,10 +48,8 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images) -> list[torch.Tensor]:
         self.activations = {}
-        try:
+        with suppress(_Reached):
             self.network(self.normalise(images))
-        except _Reached:
-            pass
         return [self.activations[layer] for layer in self.layers]
 
     @torch.no_grad()

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from daynight.config import default_of, free
 from daynight.models.hub import identity
 from daynight.system.console import number
@@ -14,26 +16,25 @@ from daynight.system.files import read_json, replace
 
 CARD, PREVIEW = "README.md", "preview.png"
 BEGIN, END = "<!-- results of daynight eval -->", "<!-- end of results -->"
-# for each class in config.json: its training, the Hub's name of the task, tags, the card's title, how it is used
+# for each class in config.json: its training, the Hub's name of the task, tags, title, architecture, how it is used
 KINDS = {
     "DeepLabV2": (
         "daynight seg-train",
         "image-segmentation",
         ["semantic-segmentation", "night", "domain-adaptation"],
         "Semantic segmentation of streets by day and by night",
-        'segmenter = daynight.load_segmenter("USER/REPOSITORY")\n'
-        'labels = segmenter(Image.open("night.jpg"))  # height × width, train ids',
+        "DeepLabV2 on {backbone} at size {size}, for the classes {classes}",
+        'daynight.load_segmenter("USER/REPOSITORY")\nlabels = model(Image.open("night.jpg"))  # H×W train ids',
     ),
     "Generator": (
         "daynight translate-train",
         "image-to-image",
         ["unpaired-image-translation", "cyclegan", "night"],
-        "Translation of street images, {}",
-        'generator = daynight.load_generator("USER/REPOSITORY")\n'
-        'translated = generator(Image.open("street.jpg"))  # an image of the same size',
+        "Translation of street images, {direction}",
+        "CycleGAN's generator of {blocks} blocks and {width} filters, crop {crop}",
+        'daynight.load_generator("USER/REPOSITORY")\ntranslated = model(Image.open("street.jpg"))  # of the same size',
     ),
 }
-DIRECTIONS = {"day2night": "day to night", "night2day": "night to day"}
 # what results must share to be of the same measurement
 SETTINGS = ("images", "size", "labels", "mean", "label_set", "scales", "flip")
 
@@ -41,16 +42,14 @@ SETTINGS = ("images", "size", "labels", "mean", "label_set", "scales", "flip")
 def write_card(folder: Path, step: int, run: Path, options) -> None:
     """Write README.md and preview.png of the model in `folder`, from what `run` has recorded up to `step`.
 
-    A card of the same weights is left as it is, with its results and the user's changes. `options` is the dataclass of
-    the run.
+    A card of the same weights stays as it is, with its results and the user's changes. `options`: the run's dataclass.
     """
-    from huggingface_hub import ModelCardData
-
     path, weights = folder / CARD, identity(folder)
     if path.is_file() and f"`{weights}`" in path.read_text(encoding="utf-8", errors="replace"):
         return
     config, record = read_json(folder / "config.json"), read_json(run / "options.json")
-    command, task, tags, title, use = KINDS[config["class"]]
+    command, task, tags, title, what, use = KINDS[config["class"]]
+    config["classes"] = ", ".join(f"{i} {one_line(name)}" for i, name in enumerate(config.get("names", [])))
     previews = sorted(file for file in run.glob("previews/[0-9]*.png") if int(file.stem) <= step)
     if previews:
         replace(folder / PREVIEW, lambda temporary: shutil.copyfile(previews[-1], temporary))
@@ -58,12 +57,12 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     sets = [f"- `{option}` {text}" for option, texts in record.get("sets", {}).items() for text in texts]
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {title.format(DIRECTIONS.get(folder.name, folder.name))}",
-        f"{architecture(config)}, after {step:,} of {options.steps:,} steps of `{command}`; weights `{weights}`.",
+        f"# {title.format(direction=folder.name.replace('2', ' to '))}",
+        f"{what.format(**config)}, after {step:,} of {options.steps:,} steps of `{command}`; weights `{weights}`.",
         f"![Inputs and what the model makes of them]({PREVIEW})" if previews else "",
         "## Use",
         "With `daynight` installed; the name is that of this repository, or of a folder with these files:",
-        f"```python\nimport daynight\nfrom PIL import Image\n\n{use}\n```",
+        f"```python\nimport daynight\nfrom PIL import Image\n\nmodel = {use}\n```",
         "## Data",
         "\n".join(sets) or "Not recorded.",
         "Choose the licence in this file's header; the licences of the training images may limit it.",
@@ -77,22 +76,14 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def architecture(config: dict) -> str:
-    if config["class"] == "Generator":
-        return f"CycleGAN's generator of {config['blocks']} blocks and {config['width']} filters, crop {config['crop']}"
-    classes = ", ".join(f"{i} {one_line(name)}" for i, name in enumerate(config["names"]))
-    return f"DeepLabV2 on {config['backbone']} at size {config['size']}, for the classes {classes}"
-
-
 def words(options) -> str:
     """The options that are not the defaults, as typed."""
     result = ""
     for f in fields(options):
         value = getattr(options, f.name)
-        if f.name in free(type(options)) or value == default_of(f):
-            continue
-        for one in value if isinstance(value, list) else [value]:
-            result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
+        if f.name not in free(type(options)) and value != default_of(f):
+            for one in value if isinstance(value, list) else [value]:
+                result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
     return result
 
 
@@ -113,15 +104,11 @@ def add_results(folder: Path, weights: str, entries: list[dict]) -> bool:
     Returns False, and changes nothing, if the card cannot be read and written, is a link (as in the Hub's cache), is
     not of these `weights`, or holds results that are not from here.
     """
-    from huggingface_hub import ModelCard
-
     path = folder / CARD
-    if not path.is_file() or path.is_symlink() or not (os.access(path, os.W_OK) and os.access(folder, os.W_OK)):
-        return False
     new = [result for entry in entries if entry["miou"] is not None for result in results_of(entry)]
     try:
-        text = path.read_text(encoding="utf-8")
-        if not text.startswith("---\n") or f"`{weights}`" not in text:
+        text, writable = path.read_text(encoding="utf-8"), os.access(path, os.W_OK) and not path.is_symlink()
+        if not writable or not text.startswith("---\n") or f"`{weights}`" not in text:
             return False
         card = ModelCard(text)
         before, rest = card.text.split(BEGIN, 1)
@@ -139,8 +126,6 @@ def add_results(folder: Path, weights: str, entries: list[dict]) -> bool:
 
 def results_of(entry: dict) -> list:
     """The mIoU and the accuracy of an entry of `--json`. Only the last part of the data set's path is published."""
-    from huggingface_hub import EvalResult
-
     name, task, settings = Path(entry["dataset"]).name, "image-segmentation", {key: entry[key] for key in SETTINGS}
     shared = {"task_type": task, "dataset_type": name, "dataset_name": name, "dataset_split": entry["split"]}
     miou = {"metric_type": "mean_iou", "metric_name": "mIoU, %", "metric_value": entry["miou"]}

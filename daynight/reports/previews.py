@@ -9,23 +9,16 @@ from daynight.data.transforms import to_image
 
 
 def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
-    """Rows of images, aligned in columns, with a caption over each column. A column is as wide as its caption needs."""
-    font, top = ImageFont.load_default(14), 24
-    widths = [
-        max(int(font.getlength(caption)) + margin, *(row[i].width for row in rows))
-        for i, caption in enumerate(captions)
-    ]
-    heights = [max(image.height for image in row) for row in rows]
-    size = sum(widths) + margin * (len(widths) + 1), sum(heights) + margin * len(heights) + top
-    sheet = Image.new("RGB", size, "white")
-    draw, x = ImageDraw.Draw(sheet), margin
-    for i, (caption, width) in enumerate(zip(captions, widths, strict=True)):
-        draw.text((x, 3), caption, "black", font)
-        y = top
-        for row, height in zip(rows, heights, strict=True):
-            sheet.paste(row[i], (x, y))
-            y += height + margin
-        x += width + margin
+    """Rows of images in columns with captions. Every cell has room for the largest image and the longest caption."""
+    font, top, images = ImageFont.load_default(14), 24, sum(rows, [])
+    width = margin + max([int(font.getlength(caption)) for caption in captions] + [image.width for image in images])
+    height = margin + max(image.height for image in images)
+    sheet = Image.new("RGB", (width * len(captions) + margin, height * len(rows) + top), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, caption in enumerate(captions):
+        draw.text((margin + i * width, 3), caption, "black", font)
+        for j, row in enumerate(rows):
+            sheet.paste(row[i], (margin + i * width, top + j * height))
     return sheet
 
 

@@ -47,26 +47,15 @@ class Meter(Progress):
     later items cost more. `memory()` says in words how much memory is taken.
     """
 
-    def __init__(
-        self,
-        total: int,
-        first: int,
-        unit: str,
-        due: Callable[[int], bool],
-        cost: Callable[[int], float] = lambda i: 1.0,
-        memory: Callable[[], str] = str,
-    ):
+    def __init__(self, total: int, first: int, unit: str, due: Callable, cost: Callable = lambda i: 1.0, memory=str):
         self.total, self.done, self.first, self.unit, self.due = total, first, first, unit, due
         self.cost, self.spent, self.memory = cost, 0.0, memory
         self.left = sum(cost(i) for i in range(first, total))
         self.started = self.since = time.monotonic()
-        self.waited, self.images = 0.0, 0
-        self.values: dict[str, float] = {}  # what `show` was given last
-        self.seen: dict[str, tuple[float, float, int]] = {}  # all it was given: smoothed, last, number of times
+        self.waited, self.images, self.values = 0.0, 0, {}
         count = TextColumn("{task.completed:,}/{task.total:,} {task.description}, {task.percentage:.0f}%", markup=False)
-        is_live = console.is_interactive and not console.quiet
         settings = {"console": console, "transient": True, "expand": True, "refresh_per_second": 4}
-        super().__init__(BarColumn(None), count, disable=not is_live, **settings)
+        super().__init__(BarColumn(None), count, disable=console.quiet or not console.is_interactive, **settings)
         self.bar = self.add_task(unit, total=total, completed=first)
 
     def __exit__(self, *exception):
@@ -79,13 +68,8 @@ class Meter(Progress):
         self.waited, self.images = self.waited + seconds, self.images + images
 
     def show(self, values: dict[str, float]) -> None:
-        """Show named values. The live view also smooths each over about ten calls."""
-        seen = dict(self.seen)
-        for name, value in values.items():
-            smoothed, _, count = seen.get(name, (0.0, 0.0, 0))
-            seen[name] = smoothed + (value - smoothed) / min(10, count + 1), value, count + 1
-        # a new dict: the live view reads it in a thread of its own
-        self.values, self.seen = values, seen
+        """Show named values, until others are given."""
+        self.values = values
 
     def advance(self) -> None:
         """Count an item as done. The first is timed apart: it warms caches up and says little about the others."""
@@ -96,8 +80,7 @@ class Meter(Progress):
             self.spent += self.cost(self.done)
         self.done += 1
         self.update(self.bar, completed=self.done)
-        soon = self.done - self.first in (5, 20)
-        if self.disable and (soon or self.due(self.done) or self.done == self.total):
+        if self.disable and (self.done - self.first in (5, 20) or self.due(self.done) or self.done == self.total):
             values = [f"{name} {value:.3g}" for name, value in self.values.items()]
             say("  ".join([f"{self.done:,}/{self.total:,} {self.unit}", self.status(), *values]))
 
@@ -111,19 +94,15 @@ class Meter(Progress):
         parts = [f"{rate:.3g} {self.unit}/s" if rate >= 1 else f"{1 / rate:.3g} s per {self.unit[:-1]}"]
         parts += [f"{self.images / elapsed:.3g} images/s"] * bool(self.images)
         parts.append(f"{duration(self.left * elapsed / (self.spent or self.cost(self.first)))} left")
-        data = round(100 * min(1.0, self.waited / elapsed))
-        waits = f"waits {data} % for data, {100 - data} % for compute" * bool(self.images)
-        return separator.join(filter(None, [", ".join(filter(None, [*parts, self.memory()])), waits]))
+        said, data = ", ".join(filter(None, [*parts, self.memory()])), round(100 * min(1.0, self.waited / elapsed))
+        return said + f"{separator}waits {data} % for data, {100 - data} % for compute" * bool(self.images)
 
     def get_renderables(self) -> Iterator[RenderableType]:
         """The live view: a bar, what `status` says, and the values in as many columns as fit."""
         yield from super().get_renderables()
         yield Text(self.status("\n"))
-        if self.seen:
-            wide = max(map(len, self.seen))
-            yield Text(f"{'':{wide}}   smoothed       last", "dim")
-            rows = [f"{name:{wide}} {smoothed:>10.4g} {last:>10.4g}" for name, (smoothed, last, _) in self.seen.items()]
-            yield Columns(map(Text, rows), padding=(0, 4), column_first=True)
+        values = [Text(f"{name} {value:.4g}") for name, value in self.values.items()]
+        yield Columns(values, padding=(0, 4), column_first=True)
 
 
 def counted(items: Iterable, total: int, unit: str) -> Iterator:

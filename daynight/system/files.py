@@ -49,11 +49,11 @@ def write_json(path: Path, content) -> None:
 
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises `InputError` naming the file."""
-    problem = "no object"
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(content, dict):
             return content
+        problem = "no object"
     except (OSError, ValueError, RecursionError) as error:
         problem = error
     raise InputError(f"{path}: cannot be read as a JSON object ({problem})")
@@ -65,10 +65,10 @@ def is_free(folder: Path) -> bool:
 
 
 class Lock:
-    """A folder, made if there is none, from which other processes are kept from now on until the end of a `with`, or
-    until this process ends, however it ends; what killed ones left half-written in it is cleared away.
+    """Keep other processes out of a folder, which is made if there is none, until the end of a `with` or of this
+    process, however it ends. Files that killed processes left half-written in it are deleted.
 
-    Raises `InputError`, naming `option`, where another process has it or nothing can be written there.
+    Raises `InputError`, naming `option`, if another process has the folder or nothing can be written there.
     """
 
     def __init__(self, folder: Path, option: str = "--out"):
@@ -83,10 +83,10 @@ class Lock:
                 if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                     raise
                 warn(f"{folder}: on a file system without locks; never run two commands on it at a time")
-            # else it is the file of one that has just ended: the next that comes would make another
+            # a process that has just ended may have deleted this file: the next process would make and lock another
             if not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
                 raise BlockingIOError
-            for part in [*folder.rglob(".*.part"), *folder.rglob(".tmp??????")]:  # the latter of safetensors
+            for part in [*folder.rglob(".*.part"), *folder.rglob(".tmp??????")]:  # the latter are safetensors'
                 shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
         except BlockingIOError:
             raise InputError(f"{option} {folder}: another process is working on it") from None
@@ -102,12 +102,10 @@ class Lock:
 
 
 def check_apart(root: Path, out: Path) -> None:
-    """Raises `InputError` if one folder lies inside the other: what is written would later be read as input."""
+    """Raises `InputError` if one folder is or contains the other: what is written would later be read as input."""
     root, here = (Path(os.path.realpath(path)) for path in (root, out))  # resolve() raises if links form a circle
-    if here == root:
-        raise InputError(f"--out {out}: is --in; give another folder")
-    if root in here.parents or here in root.parents:
-        raise InputError(f"--out {out}: lies inside --in, or --in in it; give a folder beside it")
+    if root in (here, *here.parents) or here in root.parents:
+        raise InputError(f"--out {out}: is --in, lies inside it or holds it; give a folder beside it")
 
 
 def claim(folder: Path, name: str, record: dict) -> Lock:
@@ -117,21 +115,17 @@ def claim(folder: Path, name: str, record: dict) -> Lock:
     models never mix, or if another process works there.
     """
     path = folder / name
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: a file stands there; wanted: a folder")
-    if path.is_file():
-        before = read_json(path)
-        for key, value in record.items():
-            if before.get(key) != value:
-                raise InputError(
-                    f"--out {folder}: was made with {key} {before.get(key)}, not {value}; give another folder"
-                )
-    elif not is_free(folder):
-        raise InputError(f"--out {folder}: not empty, and not made by this command; give another folder")
-    lock = Lock(folder)
-    if not path.is_file():
-        try:
+    try:
+        if path.is_file():
+            before = read_json(path)
+            if changed := {key: before.get(key) for key in record if before.get(key) != record[key]}:
+                now = {key: record[key] for key in changed}
+                raise InputError(f"--out {folder}: was made with {changed}, not {now}; give another folder")
+        elif not is_free(folder):
+            raise InputError(f"--out {folder}: not empty, and not made by this command; give another folder")
+        lock = Lock(folder)
+        if not path.is_file():
             write_json(path, record)
-        except OSError as error:
-            raise InputError(f"--out {folder}: {error.strerror}") from error
+    except OSError as error:
+        raise InputError(f"--out {folder}: {error.strerror}; give another folder") from error
     return lock

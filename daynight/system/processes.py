@@ -15,7 +15,7 @@ from daynight.system.errors import InputError, RunError
 
 @functools.cache
 def _hosts() -> torch.distributed.ProcessGroup:
-    # over the CPUs: waits for the slowest process however long, but for no GPU, and fails at once if a process ended
+    # on CPUs: it waits for the slowest process however long, and fails at once if a process has ended
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
@@ -73,7 +73,7 @@ def make_accelerator(precision: str, **settings) -> Accelerator:
     # without a GPU, Accelerate would take each of torchrun's processes for the only one
     accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu, **settings)
     console.quiet = not accelerator.is_main_process
-    processes = len(gathered(None))  # connects them: from now on, if one ends, the others do not wait for it
-    if processes > 1:
+    # connects the processes: from now on, if one ends, the others do not wait for it
+    if (processes := len(gathered(None))) > 1:
         say(f"{processes} processes")
     return accelerator

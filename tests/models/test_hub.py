@@ -123,9 +123,7 @@ def test_cut_weights_are_named(folder, keep):
     assert f"{path} is not a whole safetensors file" in refused(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "{}", '{"class": "Resnet"}', '{"class": "Generator", "depth": 3}', "\xff"]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"class": "Generator", "depth": 3}', "\xff"])
 def test_a_config_that_describes_no_model_is_named(folder, text):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     assert f"{folder / 'config.json'} does not describe a model" in refused(folder)
@@ -133,6 +131,8 @@ def test_a_config_that_describes_no_model_is_named(folder, text):
 
 def test_a_model_of_another_class_is_refused(folder):
     assert "holds a Generator, wanted: a DeepLabV2" in refused(folder, DeepLabV2)
+    change_config(folder, **{"class": "Resnet"})
+    assert "holds a Resnet, wanted: a Generator" in refused(folder)
 
 
 def change_config(folder, **values):

@@ -142,7 +142,7 @@ def test_names_of_classes_do_not_break_the_card(home, tmp_path):
     draw_model(model, names, 0)
     shutil.copy(home / "runs/seg/options.json", tmp_path / "seg")
     options = SegTrainOptions(steps=4)
-    write_card(model, identity(model), tmp_path / "seg", options, set(), 4)
+    write_card(model, 4, tmp_path / "seg", options)
     card = ModelCard.load(model / "README.md")
     assert card.data.pipeline_tag == "image-segmentation" and "\n# b" not in card.text
     assert "0 a --- # b, 1 x: y" in card.text and add_results(model, identity(model), [])
@@ -323,13 +323,16 @@ def test_revisions_and_parts(home, hub, tmp_path):
         (GATED, "gated: ask for access on its page"),
         ("someone/nothing", "no such repository, or a private one"),
         ("someone/model@v2", "no such revision"),
-        ("someone/empty", "holds no such model"),
     ],
 )
 def test_what_the_hub_refuses_is_said_in_a_line(name, said, home, hub):
     line = daynight(f"predict --in own --out {home}/refused --model {name}", home).line
     assert said in line and f"--model {name}: no such folder" in line and "give a folder" in line
     assert not (home / "refused").exists()
+
+
+def test_a_repository_without_a_model_holds_none(home, hub):
+    assert "--model someone/empty: holds no model" in daynight("eval --dataset own --model someone/empty", home).line
 
 
 def test_with_a_token_a_gated_model_is_had(home, hub, monkeypatch):

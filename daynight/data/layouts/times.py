@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from daynight import __version__
-from daynight.system.console import number
 from daynight.system.errors import InputError
 from daynight.system.files import read_json, write_json
 
