@@ -98,7 +98,9 @@ class Options:
     precision: Literal["auto", "no", "bf16"] = Advanced(
         "auto", "auto: what the launcher says, else bf16 on a GPU that has it, else no (float32)."
     )
-    num_workers: int | None = Advanced(None, "Image readers per process; default: 0 to 8.", min=0, max=256, free=True)
+    num_workers: int | None = Advanced(
+        None, "Image readers per process; trainings: 4 on a GPU, else 0; others: 8, else 2.", min=0, max=256, free=True
+    )
     data_root: str = Data("data", "Folder in which data sets are looked up by name.", free=True)
     debug: bool = Advanced(False, "Show the traceback of an error.", free=True)
 
@@ -115,7 +117,9 @@ class TrainingOptions(Options):
     skip_unreadable: bool = Data(False, "Go on without files that cannot be read; list them at the end.", free=True)
     init: str | None = Model(None, "Start from the networks of this run.")
     steps: int = Optimisation(..., "Optimiser steps; schedules are fractions of them.", min=1, max=10_000_000)
-    batch_size: int = Optimisation(..., "Samples per step, over all processes.", min=1, max=65536)
+    batch_size: int = Optimisation(
+        ..., "Samples per step, over all processes; a multiple of their number.", min=1, max=65536
+    )
     lr: float = Optimisation(..., "Adam's learning rate (§4.2).", min=0, max=1)
     ema_decay: float = Optimisation(..., "α of Eq. 13, at most.", min=0, max=1)
     out: str = Output(..., "Folder of the run.", free=True)
