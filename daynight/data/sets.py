@@ -134,7 +134,7 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
         notes.append(f"labels are {kind.refused} ({min(files.values()).relative_to(root)}) and not used")
         kind = None
     if labelled and not kind:
-        message = f"{option}: no labels for the images in {looked_in}; expected {layout.expected()}"
+        message = f"{where}: no labels for the images in {looked_in}; expected {layout.expected()}"
         raise InputError("; ".join([message, *notes]))
     classes, file = None if layout.own_classes else CITYSCAPES, root / "classes.json"
     if kind and layout.own_classes:
@@ -187,9 +187,10 @@ def image_files(root: Path) -> tuple[Path, ...]:
 
     Raises InputError when there is none.
     """
-    images = tuple(sorted(path for part in locate(root).parts() for _, path in part.files(part.pattern)))
+    layout, suffixes = locate(root), ", ".join(sorted(IMAGE_SUFFIXES))
+    images = tuple(sorted(path for part in layout.parts() for _, path in part.files(part.pattern)))
     if not images:
-        raise InputError(f"{root}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it")
+        raise InputError(f"{root}: no images ({suffixes}) in it; expected {layout.expected()}")
     return images
 
 

@@ -114,7 +114,7 @@ def test_photographs_are_resized(tmp_path):
     Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
     image = Photographs([tmp_path / "red.png"], "10").image(0)
     assert image.shape == (3, 10, 20) and image[0].min() == 1 and image[1:].max() == -1
-    assert Photographs([tmp_path / "red.png"], "10").image(0, (7, 9)).shape == (3, 7, 9)
+    assert Photographs([tmp_path / "red.png"], "10").levels(0, (7, 9)).shape == (3, 7, 9)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "cut"])
