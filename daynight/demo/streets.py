@@ -181,16 +181,16 @@ def _draw(rng: np.random.Generator, size: tuple[int, int]) -> _Canvas:
         c.flat(-0.12, 0.12, z, z + 3, c.pick("white"), "road")
     for x in range(-100, 100, 20):
         c.box(x, x + 20, 0, rng.uniform(6, 34), 150, c.pick("plaster"), "building")
-    things = [(rng.uniform(6, 15), rng.uniform(-half, half), "person")]
+    things = [(rng.uniform(6, 12), rng.uniform(-half, half), "person")]
     for side in (-1, 1):
         for near in range(49, 0, -12):
             (_garden if rng.random() < green else _house)(c, side, half + walk, near, near + 12)
-        for slot, z in enumerate(np.arange(rng.uniform(5, 8), 45, 4).tolist()):
+        for slot, z in enumerate(np.arange(rng.uniform(5, 8), 32, 4.5).tolist()):
             kind = ("lamp", ("traffic light", "traffic sign")[rng.integers(2)], "tree")[slot % 3]
             things.append((z, side * (half + 0.7), kind))
-        for z in rng.uniform(4.5, 22, rng.integers(1, 5)).tolist():
+        for z in rng.uniform(4.5, 15, rng.integers(1, 4)).tolist():
             things.append((z, side * (half + rng.uniform(1.2, walk)), "person"))
-        for z in np.cumsum(rng.uniform(6, 18, 4)).tolist():
+        for z in np.cumsum(rng.uniform(6, 16, 3)).tolist():
             things.append((z, side * half / 2, "oncoming car" if side < 0 else "car"))
     for thing in sorted(things, reverse=True):
         c.thing(*thing)
@@ -215,7 +215,7 @@ def _night(rng, albedo, glow, lamps, x, y, z):
         square = (x - lamp_x) ** 2 + drop**2 + (z - lamp_z) ** 2 + 0.5
         reach.append(drop / (square * np.sqrt(square)))
     light = np.stack(reach, -1) @ np.array(lamps, np.float32)[:, 3:]
-    light += rng.uniform(0.85, 1.2) * np.array([0.14, 0.16, 0.22], np.float32)
+    light += rng.uniform(0.85, 1.2) * np.array([0.16, 0.18, 0.24], np.float32)
     glare = Image.fromarray((255 * glow).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.03 * len(z)))
     lit = albedo * light + glow + 0.6 / 255 * np.asarray(glare)
     return lit, np.array([0.02, 0.03, 0.07]), rng.uniform(0.6, 1.2) * np.array([0.06, 0.06, 0.085])
