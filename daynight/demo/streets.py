@@ -36,7 +36,7 @@ _COLOURS = {
     "tail light": [(235, 36, 26)],
 }
 # the lights at night, and how much each one throws on the street, in square metres
-_LIGHTS = {"lamp": 9, "signal": 0.3, "white": 1.2, "tail light": 0.5}
+_LIGHTS = {"lamp": 7, "signal": 0.3, "white": 1.2, "tail light": 0.5}
 
 # parts of things that stand at x = 0, from back to front: shape, class, material, x from and to, y from and to
 _POST = ("box", "pole", "metal", -0.13, 0.13, 0)
@@ -88,13 +88,13 @@ class _Canvas:
         # a shape: colour, glow, 1 for sky, class, plane (a, b, c); seen from the camera, a x + b y + c z = 1
         self.shapes = [(*_UNLIT, *_UNLIT, 1, _ID["sky"], 0, 0, 1e-3)]
         # a lamp: x from the camera, y, z, strength in square metres as RGB; the first is the own headlights
-        self.lamps = [(0, 1.8, 6, 4, 3.8, 3.5)]
+        self.lamps = [(0, 2.5, 7, 5, 4.8, 4.4)]
 
     def pick(self, material):
-        """One colour of the material, each channel up to a sixth darker."""
+        """One colour of the material, each channel up to a third darker."""
         which, *change = self.rng.random(4).tolist()
         colour = _COLOURS[material][int(which * len(_COLOURS[material]))]
-        return [channel * (1 - part / 6) / 255 for channel, part in zip(colour, change, strict=True)]
+        return [channel * (1 - part / 3) / 255 for channel, part in zip(colour, change, strict=True)]
 
     def put(self, corners, plane, colour, name, glow=_UNLIT, shape="polygon"):
         outline = []
@@ -202,7 +202,7 @@ def _draw(rng: np.random.Generator, size: tuple[int, int]) -> _Canvas:
 def _day(rng, albedo, sky, z):
     """By day, clear or overcast: the lit street, and the colours of the sky overhead and at the horizon."""
     clear, haze = rng.random(), 1 - np.exp(-z[..., None] / rng.uniform(250, 700))
-    sun = rng.uniform(1.1, 1.4) * np.array([1 + 0.1 * clear, 1 + 0.04 * clear, 1])
+    sun = rng.uniform(1.1, 1.7) * rng.uniform(0.9, 1.1, 3)
     overhead, rim = np.array([0.68 - 0.32 * clear, 0.74 - 0.14 * clear, 0.85]), np.array([0.80, 0.87, 0.93])
     return sun * albedo * (1 - haze) + (1 - sky) * haze * rim, overhead, rim
 
@@ -215,7 +215,7 @@ def _night(rng, albedo, glow, lamps, x, y, z):
         square = (x - lamp_x) ** 2 + drop**2 + (z - lamp_z) ** 2 + 0.5
         reach.append(drop / (square * np.sqrt(square)))
     light = np.stack(reach, -1) @ np.array(lamps, np.float32)[:, 3:]
-    light += rng.uniform(0.85, 1.2) * np.array([0.16, 0.18, 0.24], np.float32)
+    light += rng.uniform(0.85, 1.2) * np.array([0.23, 0.26, 0.35], np.float32)
     glare = Image.fromarray((255 * glow).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.03 * len(z)))
     lit = albedo * light + glow + 0.6 / 255 * np.asarray(glare)
     return lit, np.array([0.02, 0.03, 0.07]), rng.uniform(0.6, 1.2) * np.array([0.06, 0.06, 0.085])
