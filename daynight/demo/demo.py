@@ -8,7 +8,7 @@ from PIL import Image
 
 from daynight import segmentation, translation
 from daynight.config import DemoOptions, EvalOptions, SegTrainOptions, TranslateOptions, TranslateTrainOptions
-from daynight.data.images import Images, save_image
+from daynight.data.images import save_image
 from daynight.data.labels import Classes
 from daynight.demo import streets
 from daynight.evaluation import scoring as evaluation
@@ -46,17 +46,15 @@ def demo(options: DemoOptions) -> None:
     shared = {"seed": options.seed, "precision": options.precision, "data_root": str(data), "debug": options.debug}
     training = shared | {"day": "streets", "night": ["streets_dark"], "size": "64", "crop": "64x128", "log_every": 100}
 
-    say("\n1. learn to translate day into night: daynight translate-train")
+    say("\n1. learn to translate day into night: daynight translate-train --day DAY --night NIGHT")
     translation.train(TranslateTrainOptions(out=str(runs / "day2night"), **TRANSLATOR, **training))
-    say("\n2. translate the labelled day images: daynight translate")
-    translated = str(data / "streets_night")
-    translate(TranslateOptions(in_="streets", out=translated, model=str(runs / "day2night"), **shared))
+    say("\n2. translate the labelled day images: daynight translate --in DAY --out DAY_night")
+    translate(TranslateOptions(in_="streets", out=str(data / "streets_night"), model=str(runs / "day2night"), **shared))
     for i, (row, settings) in enumerate(ROWS.items(), 3):
-        say(f"\n{i}. train a segmentation network: daynight seg-train ({row})")
-        settings = settings | ({"translated": translated} if row != "baseline" else {})
+        say(f"\n{i}. train a segmentation network, {row}: daynight seg-train --day DAY --night NIGHT")
         segmentation.train(SegTrainOptions(out=str(runs / row), **settings, **SEGMENTATION, **training))
 
-    say("\n6. score them by day and by night: daynight eval")
+    say("\n6. score them by day and by night: daynight eval --dataset DAY")
     models, sets = [str(runs / row) for row in ROWS], {"streets": "day", "streets_dark": "night"}
     results = evaluation.evaluate(EvalOptions(model=models, dataset=list(sets), **shared))
     if accelerator.is_main_process:
@@ -64,32 +62,24 @@ def demo(options: DemoOptions) -> None:
         write_json(out / "results.json", results)
         draw_panel(data, runs, out / "panel.png", accelerator)
     say(f"\n{duration(time.monotonic() - started)}, seed {options.seed}. Look at {out / 'panel.png'}.")
-    say("With your own images, labelled by day and unlabelled by night:")
-    for line in (
-        "translate-train --day DAY --night NIGHT",
-        "translate --in DAY --out DAY_night",
-        "seg-train --day DAY --night NIGHT --ssl",
-        "eval --dataset DAY",
-    ):
-        say(f"  daynight {line}")
+    say("With your own images, DAY with labels and NIGHT without: the commands above, and seg-train with --ssl.")
 
 
 def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:
     """day | translated | night | truth | baseline | ssl, for scenes that no training has seen."""
     classes = Classes(*zip(*streets.CLASSES, strict=True))
 
-    def files(folder: str) -> list[Path]:
-        return [data / folder / f"{i:05d}.png" for i in range(4)]
+    def images(folder: str) -> list[Image.Image]:
+        return [Image.open(data / folder / f"{i:05d}.png") for i in range(4)]
 
-    nights = Images(files("streets_dark/images/val"))
     columns = {
-        "labelled day": list(Images(files("streets/images/val"))),
-        "its translation": list(Images(files("streets_night/images/val"))),
-        "real night": list(nights),
-        "truth": [label_image(np.asarray(Image.open(path)), classes) for path in files("streets_dark/labels/val")],
+        "labelled day": images("streets/images/val"),
+        "its translation": images("streets_night/images/val"),
+        "real night": images("streets_dark/images/val"),
+        "truth": [label_image(np.asarray(label), classes) for label in images("streets_dark/labels/val")],
     }
     for row, caption in (("baseline", "before: day labels alone"), ("ssl", "after: the full method")):
         model = load_model(str(runs / row), "teacher", "--model", DeepLabV2).to(accelerator.device)
-        results = segment(model, nights, model.config["size"], None, accelerator)
+        results = segment(model, columns["real night"], model.config["size"], None, accelerator)
         columns[caption] = [label_image(labels.cpu().numpy(), classes) for _, _, labels, _ in results]
     save_image(grid(list(map(list, zip(*columns.values(), strict=True))), list(columns)), path)
