@@ -148,8 +148,7 @@ def train(options: TranslateTrainOptions) -> None:
     if options.compile:
         for network in (*generators.children(), *discriminators.children()):
             network.compile()
-    accelerator = run.accelerator
-    plain_generators, plain_discriminators = generators, discriminators
+    accelerator, plain_generators, plain_discriminators = run.accelerator, generators, discriminators
     generators, discriminators, generator_optimizer, discriminator_optimizer = accelerator.prepare(
         generators, discriminators, generator_optimizer, discriminator_optimizer
     )
