@@ -226,7 +226,7 @@ def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
     try:
         return pretrained(build, options.feature_network, options.feature_weights, "--feature-weights")
     except ValueError as error:
-        raise InputError(f"--feature-layer: {error}") from error
+        raise InputError(f"--feature-network, --feature-layer: {error}") from error
 
 
 def load_judge(options: TranslateTrainOptions) -> tuple[DeepLabV2 | None, dict[str, str]]:

@@ -175,10 +175,10 @@ def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module
 
     Raises `InputError` naming `option` if they are not available or do not fit, `ValueError` if `build` does.
     """
-    if not timm.is_model(network):
-        raise InputError(f"timm has no network {network!r} (wanted for {option})")
     if source == "random":
         return build()
+    if not timm.is_model(network):
+        raise InputError(f"timm has no network {network!r} (wanted for {option})")
     if source == "pretrained":
         with reach_hub(
             f"{option} pretrained: the weights of {network} are", f"give {option} FILE.safetensors or random"

@@ -24,6 +24,8 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, name: str = "vgg19", layers: tuple[str, ...] = ("features.31",), **timm_options):
         super().__init__()
+        if not timm.is_model(name):
+            raise ValueError(f"timm has no network {name!r}")
         self.network = timm.create_model(name, num_classes=0, **timm_options)
         self.normalise = Normalise(self.network.pretrained_cfg)
         # a module of its own: a checkpoint saves the scales and not the network's weights
