@@ -10,7 +10,7 @@ from daynight.data.transforms import to_image
 
 def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
     """Rows of images in columns with captions. Every cell has room for the largest image and the longest caption."""
-    font, top, images = ImageFont.load_default(14), 24, sum(rows, [])
+    font, top, images = ImageFont.load_default(14), 24, [image for row in rows for image in row]
     width = margin + max([int(font.getlength(caption)) for caption in captions] + [image.width for image in images])
     height = margin + max(image.height for image in images)
     sheet = Image.new("RGB", (width * len(captions) + margin, height * len(rows) + top), "white")
