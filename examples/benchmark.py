@@ -1,15 +1,15 @@
-"""daynight beside plain forms of what its peers run: times, arithmetic, and the share of what this machine can do.
+"""Time daynight beside plain forms of the code that its peers run; count the arithmetic and the share of the roof.
 
     OMP_NUM_THREADS=1 taskset -c 0 python examples/benchmark.py [--quick] [--rows ROW …] [--json FILE]
 
-Variants run in turns in one process (A B C A B C …); times are medians, ratios are medians over rounds; where others
-use the machine too, the ratio in CPU time says more. FLOPs are those that torch.utils.flop_counter counts, two a
-multiplication, of convolutions and matrix products; the roof is the fastest convolution found here in the same
-precision. bf16 is left out where the machine has no fast bf16, unless --precision asks for it. With a GPU it runs
-there. --quick: 128×128, small images, few rounds: whether it works, not figures to quote.
+Variants run in turns in one process (A B C A B C …). Times are medians, and ratios are medians over rounds. If others
+use the machine too, trust the ratio in CPU time. torch.utils.flop_counter counts the FLOPs of convolutions and matrix
+products, two for each multiplication. The roof is the fastest convolution found here in the same precision. bf16 is
+left out if it is slow on this machine, unless --precision asks for it. If there is a GPU, everything runs on it.
+--quick uses 128×128, small images and few rounds: it shows that all works, and its figures are not for quoting.
 
-The references ("plain") are written here after what the peers do: the original CycleGAN's step, one forward a view, PIL
-in a loop, cityscapesScripts' matrix in Python. Before anything is timed each is compared with ours on the same weights.
+The references ("plain") do here what the peers do: the original CycleGAN's step, one forward for each view, PIL in a
+loop, cityscapesScripts' matrix in Python. Each is compared with ours on the same weights before anything is timed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ from daynight.translation import CLIP, Discriminators, Generators, History, disc
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 CLASSES = [(f"class {i}", (i, i, i)) for i in range(19)]
-# the kept part of a command, without its imports; VmHWM, as ru_maxrss of a child begins with its parent's
+# measures a command without its imports; VmHWM, because ru_maxrss of a child starts at its parent's
 COMMAND = """
 import json, resource, sys, time
 from daynight import cli, translation
@@ -78,7 +78,7 @@ finally:
 
 @dataclass
 class Variant:
-    """`run` does `items` pieces of the work; `goal`: how many times as fast as the reference it must be, at least."""
+    """`run` does `items` pieces of the work. `goal`: it must be at least so many times as fast as the reference."""
 
     name: str
     run: Callable[[], object]
@@ -89,7 +89,7 @@ class Variant:
 
 @dataclass
 class Row:
-    """The first variant is the reference; a round runs each once."""
+    """The first variant is the reference; a round runs each variant once."""
 
     work: str
     against: str
@@ -106,7 +106,7 @@ class PlainResidual(nn.Sequential):
 
 
 def plain_generator(width: int, blocks: int) -> nn.Sequential:
-    """The original CycleGAN's: transposed convolutions, a bias everywhere, instance norm as a layer of its own."""
+    """The original CycleGAN's generator: transposed convolutions, a bias everywhere, instance norm as a layer."""
     normed = lambda conv: [conv, nn.InstanceNorm2d(conv.out_channels), nn.ReLU(True)]  # noqa: E731
     layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(3, width, 7))]
     for c in (width, 2 * width):
@@ -126,7 +126,7 @@ def plain_discriminator(width: int) -> nn.Sequential:
 
 @torch.no_grad()
 def copy_weights(ours: nn.Module, plain: nn.Module) -> None:
-    """Convolution by convolution; a bias that ours has not is 0."""
+    """Copy our weights, convolution by convolution; a bias that ours lacks becomes 0."""
     pairs = [[m for m in x.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)] for x in (ours, plain)]
     for a, b in zip(*pairs, strict=True):
         b.weight.copy_(a.weight)
@@ -134,8 +134,8 @@ def copy_weights(ours: nn.Module, plain: nn.Module) -> None:
 
 
 class PlainTranslator:
-    """A step of the original CycleGAN with least squares. `identity`: λ of its identity loss, relative to the cycle's;
-    with `features`, Eq. 10 as one writes it at first: a pass for every image, nothing shared."""
+    """A step of the original CycleGAN with least squares. `identity`: λ of its identity loss, relative to the cycle's.
+    With `features` it adds Eq. 10 in its simplest form: a pass for every image, nothing shared."""
 
     def __init__(self, features: FeatureNetwork | None, identity: float, device, width: int, blocks: int):
         self.day2night, self.night2day = (plain_generator(width, blocks).to(device) for _ in range(2))
@@ -149,7 +149,7 @@ class PlainTranslator:
         network, last = self.features, int(self.features.layers[0].split(".")[1])
         x = network.normalise(images)
         for layer in network.network.features[: last + 1]:
-            x = layer.forward(x)  # without the hooks of ours
+            x = layer.forward(x)  # without our hooks
         return x
 
     def feature_loss(self, real, fake):
@@ -200,7 +200,7 @@ class PlainTranslator:
 
 
 class OurTranslator:
-    """What `daynight.translation.train` does in a step, of its own parts."""
+    """A step of `daynight.translation.train`, made of its own parts."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class OurTranslator:
 
 
 class Segmentation:
-    """What both steps with Eq. 15 begin with: the same student, and where they are in the ramps."""
+    """The common start of both steps with Eq. 15: the same student, and the same place in the ramps."""
 
     def __init__(self, student: DeepLabV2, precision: str, device):
         self.student, self.autocast = deepcopy(student).train().to(device), autocast(device, precision)
@@ -283,7 +283,7 @@ class Segmentation:
 
 
 class OurSegmentation(Segmentation):
-    """What `daynight.segmentation.train` does in a step."""
+    """A step of `daynight.segmentation.train`."""
 
     def losses(self, batch, rho, weight):
         noisy = {"fake_day": "day", "strong_night": "weak_night"}
@@ -298,7 +298,7 @@ class OurSegmentation(Segmentation):
 
 
 class PlainSegmentation(Segmentation):
-    """One forward a view, an optimiser and an average as they come."""
+    """A step with one forward for each view, and with a plain optimiser and average."""
 
     ours = False
 
@@ -330,7 +330,7 @@ class PlainSegmentation(Segmentation):
 
 
 def plain_translate(model, paths: list[Path], out: Path, device) -> None:
-    """One image after another, PNG as Pillow writes it by default."""
+    """Translate one image after another; write PNG with Pillow's defaults."""
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         for path in paths:
@@ -341,7 +341,7 @@ def plain_translate(model, paths: list[Path], out: Path, device) -> None:
 
 
 def our_translate(model, paths: list[Path], out: Path, machine) -> None:
-    """What `daynight translate --whole` does."""
+    """Translate as `daynight translate --whole` does."""
     threads = inference.reading_threads(None, machine)
     with Writer() as writer:
         for i, _, image in inference.translations(model, Images(paths), "native", None, 1, machine, threads):
@@ -349,8 +349,8 @@ def our_translate(model, paths: list[Path], out: Path, machine) -> None:
 
 
 def plain_score(logits, labels: np.ndarray) -> np.ndarray:
-    """Interpolate, argmax, and the pixels of each pair of label and prediction as cityscapesScripts counts them without
-    its C extension."""
+    """Interpolate, take the argmax, and count the pixels of each pair of label and prediction as cityscapesScripts does
+    without its C extension."""
     with torch.no_grad():
         whole = F.interpolate(logits, labels.shape, mode="bilinear", align_corners=False)
         predictions = whole.argmax(1)[0].cpu().numpy()
@@ -364,7 +364,7 @@ def plain_score(logits, labels: np.ndarray) -> np.ndarray:
 
 
 def our_score(logits, image: Image.Image, labels: np.ndarray, machine) -> torch.Tensor:
-    """What `daynight eval` does with the logits of a network."""
+    """Score a network's logits as `daynight eval` does."""
     ((_, _, predictions, _),) = inference.segment(lambda _: logits, [image], "1x1", 1, machine, 0)
     return confusion_matrix(torch.from_numpy(labels).to(predictions.device), predictions, len(CLASSES))
 
@@ -374,12 +374,12 @@ def autocast(device, precision: str) -> Callable:
 
 
 def place(device, precision: str):
-    """What `inference` asks of an accelerator."""
+    """The part of an accelerator that `inference` uses."""
     return SimpleNamespace(device=device, autocast=autocast(device, precision))
 
 
 def drawn(size: tuple[int, int], seed: int) -> Image.Image:
-    """Smooth shapes and the noise of a sensor: as hard for PNG as a photograph."""
+    """Draw smooth shapes and the noise of a sensor: as hard for PNG as a photograph."""
     rng, (height, width) = np.random.default_rng(seed), size
     smooth = Image.fromarray(rng.integers(0, 256, (max(2, height // 32), max(2, width // 32), 3), np.uint8))
     levels = np.asarray(smooth.resize((width, height), Image.Resampling.BICUBIC)) + rng.normal(0, 3, (height, width, 3))
@@ -403,7 +403,7 @@ def seconds_of(run: Callable, device) -> float:
 
 
 def roof(device, precision: str, repeats: int = 5) -> dict[str, float]:
-    """GFLOP/s of a product of two 2048×2048 matrices, and of the fastest of some convolutions, forwards."""
+    """Measure the GFLOP/s of a product of two 2048×2048 matrices, and of the fastest of some forward convolutions."""
     dtype, best = DTYPES[precision], lambda run: min(seconds_of(run, device) for _ in range(repeats))
     with torch.no_grad():
         a = torch.randn(2048, 2048, device=device).to(dtype)
@@ -419,7 +419,7 @@ def roof(device, precision: str, repeats: int = 5) -> dict[str, float]:
 
 
 def fast_precisions(device) -> list[str]:
-    """float32, and bf16 where it is the faster of the two (a CPU without units for it is a hundred times slower)."""
+    """float32, and bf16 if it is faster (a CPU without units for it is a hundred times slower)."""
     times = []
     for dtype in DTYPES.values():
         x = torch.randn(1, 64, 32, 32, device=device).to(dtype)
@@ -429,7 +429,7 @@ def fast_precisions(device) -> list[str]:
 
 
 def agree(what: str, plain, ours, tolerance: float = 1e-3) -> None:
-    """Ends the program where the reference does other work than ours: values of one key, or arrays."""
+    """End the program if the reference does other work than ours. Compares values of the same key, or arrays."""
     keys = plain.keys() & ours.keys() if isinstance(plain, dict) else ()
     pairs = [(plain[k], ours[k]) for k in keys] if keys else [(plain, ours)]
     pairs = [[torch.as_tensor(x).detach().double().cpu() for x in pair] for pair in pairs]
@@ -439,7 +439,7 @@ def agree(what: str, plain, ours, tolerance: float = 1e-3) -> None:
 
 
 def translators(features, identity: float, device, width: int, blocks: int):
-    """Both steps, from one set of weights and with one form of upsampling and of the adversarial loss."""
+    """Make both steps with the same weights, upsampling and adversarial loss."""
     plain = PlainTranslator(features, identity, device, width, blocks)
     ours = OurTranslator(features, "no", device, width, blocks, "deconv", "lsgan")
     for name in ("day2night", "night2day"):
@@ -450,9 +450,8 @@ def translators(features, identity: float, device, width: int, blocks: int):
 
 
 def check_translator(features, device) -> None:
-    """The losses of a step and, after its updates, of the next; gradients stay below where ours clips."""
+    """Compare the losses of a step and, after its updates, of the next; gradients stay below our limit for clipping."""
     plain, ours = translators(features, 0, device, 8, 1)
-    ours.options.clip = float("inf")
     day, night = torch.rand(2, 2, 3, 64, 64, device=device) * 2 - 1
     for _ in range(2):
         agree("translator step", plain(day, night), ours(day, night))
@@ -462,7 +461,7 @@ def check_segmentation(student, device) -> None:
     batch = views(2, 64, device)
     plain, ours = (kind(student, "no", device) for kind in (PlainSegmentation, OurSegmentation))
     for step in (plain, ours):
-        step.ramps = lambda: (0.0, 1.0)  # a network from random weights is sure of nothing
+        step.ramps = lambda: (0.0, 1.0)  # a network with random weights is certain of nothing
     for _ in range(2):
         agree("SSL step", plain(batch), ours(batch))
 
@@ -475,7 +474,7 @@ def check_translate(folder: Path, device) -> None:
     our_translate(ours, paths, folder / "ours", place(device, "no"))
     for path in paths:
         a, b = (np.asarray(Image.open(folder / name / path.name)).astype(int) for name in ("plain", "ours"))
-        agree("translate", np.abs(a - b).max() > 1, 0, 0)  # a level, where rounding falls otherwise
+        agree("translate", np.abs(a - b).max() > 1, 0, 0)  # rounding may differ by a level
 
 
 def views(batch_size: int, side: int, device) -> dict[str, torch.Tensor]:
@@ -605,10 +604,10 @@ def rows(given, device, precisions, folder: Path) -> dict[str, Callable[[], Row]
 
 
 def measured(row: Row, rounds: int, device, roofs: dict, profiled: bool) -> dict:
-    """Times of an item in s, on the clock and of the CPU; GFLOP an item; GFLOP/s, also as a share of the roof."""
+    """Measure time per item in s, by the clock and of the CPU; GFLOP per item; GFLOP/s, also as a share of the roof."""
     flops, shares = {}, {}
     times, cpu = ({i: [] for i in range(len(row.variants))} for _ in range(2))
-    for i, variant in enumerate(row.variants):  # which warms up as well
+    for i, variant in enumerate(row.variants):  # this warms up as well
         with FlopCounterMode(display=False) as counter:
             variant.run()
         flops[i] = counter.get_total_flops() / variant.items / 1e9
@@ -634,7 +633,7 @@ def measured(row: Row, rounds: int, device, roofs: dict, profiled: bool) -> dict
 
 
 def profile_of(run: Callable, device) -> dict[str, float]:
-    """The share of each operator in the time, of those above 1 %."""
+    """Measure each operator's share of the time; list those above 1 %."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiler:
         run()
@@ -645,7 +644,7 @@ def profile_of(run: Callable, device) -> dict[str, float]:
 
 
 def command(words: list[str], folder: Path) -> dict[str, float]:
-    """`seconds` without imports and `peak` MiB of a daynight command in a process of its own."""
+    """Run a daynight command in its own process; return its `seconds` without imports and its `peak` MiB."""
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -655,7 +654,7 @@ def command(words: list[str], folder: Path) -> dict[str, float]:
 
 
 def growth(given, folder: Path) -> list[dict]:
-    """Time and memory of `translate` and `eval` by number of (small, drawn) images."""
+    """Measure time and memory of `translate` and `eval` by the number of (small, drawn) images."""
     save_model(Generator(1, 4, size="native"), folder / "translator")
     save_model(DeepLabV2(*zip(*CLASSES, strict=True), "test_resnet", hidden=8, size="native"), folder / "teacher")
     images = [path.read_bytes() for path in images_in(folder / "drawn", 50, (64, 64))]
@@ -680,7 +679,7 @@ def growth(given, folder: Path) -> list[dict]:
 
 
 def machine(device) -> dict:
-    """What the figures hang on."""
+    """Describe the machine, on which the figures depend."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -747,11 +746,11 @@ def main(words: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rows", nargs="+", choices=names, default=names)
-    parser.add_argument("--precision", nargs="+", choices=DTYPES, help="of ours; default: those that are fast here")
+    parser.add_argument("--precision", nargs="+", choices=DTYPES, help="precisions of ours; default: the fast ones")
     parser.add_argument("--rounds", type=int, help="default: 3, with --quick 2")
     parser.add_argument("--counts", type=int, nargs="+", help="images of growth; default: 10 1000 10000, quick: 10 300")
-    parser.add_argument("--small", type=int, nargs=2, metavar=("WIDTH", "BLOCKS"), help="networks of toy size, to test")
-    parser.add_argument("--profile", action="store_true", help="also the share of each operator, in --json")
+    parser.add_argument("--small", type=int, nargs=2, metavar=("WIDTH", "BLOCKS"), help="toy networks, to test")
+    parser.add_argument("--profile", action="store_true", help="add the share of each operator to --json")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(words)
     given.rounds = given.rounds or (2 if given.quick else 3)

@@ -1,14 +1,14 @@
-"""Is `daynight eval` what Cityscapes' own scripts say? Scores drawn predictions by both, compares to the last digit.
+"""Score drawn predictions by `daynight eval` and by Cityscapes' own scripts, and compare to the last digit.
 
     python examples/check_official.py --venv official
 
-Puts cityscapesScripts 2.3.0 into a virtual environment of its own (with --venv it stays and is used again): it brings
-along a package that hides Python's own `typing`, and its instance level does not run with NumPy 2.4, so this is its
-pixel level. Its times are those of the package as pip installs it, whose faster form has to be compiled by hand.
+cityscapesScripts 2.3.0 gets its own virtual environment, because it installs a package that hides Python's `typing`.
+With --venv the environment stays and is used again. The scripts' instance level does not run with NumPy 2.4, so this
+compares the pixel level. Their times are those of the package as pip installs it; its faster form needs a compiler.
 
-What is drawn has ids that are never scored in labels and predictions, a class that is nowhere, one that is predicted
-and never labelled, and one that is never found. 255 is not drawn: the official code ends at such a label and has no
-column for such a prediction, where daynight ignores the one and counts the other as a miss.
+The drawn labels and predictions have ids that are never scored, a class that occurs nowhere, a class that is predicted
+and never labelled, and a class that is never found. They have no 255: the official code stops at such a label and
+has no column for such a prediction. daynight ignores such a label and counts such a prediction as a miss.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from daynight.evaluation.metrics import confusion_matrix
 
 NOWHERE, UNLABELLED, UNFOUND = 31, 28, 32  # label ids of train, bus, motorcycle
 
-# reads a prediction and a label a line, answers each with its seconds, in the end with all scores
+# reads a prediction and a label from each line, answers with the seconds it took, and at the end with all scores
 OFFICIAL = """
 import json, sys, time
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
@@ -49,7 +49,7 @@ print(json.dumps({"matrix": matrix.tolist(), "iou": iou, "miou": official.getSco
 
 
 def draw(generator: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels in patches of 16 pixels, and predictions of which two thirds are right: label ids, H×W, uint8."""
+    """Draw labels in patches of 16 pixels, and predictions, two thirds of them right: label ids, H×W, uint8."""
     ids = np.arange(LABEL_ID_COUNT, dtype=np.uint8)
     patches = generator.choice(np.setdiff1d(ids, (NOWHERE, UNLABELLED)), (-(-height // 16), -(-width // 16)))
     labels = patches.repeat(16, 0).repeat(16, 1)[:height, :width]
@@ -59,7 +59,7 @@ def draw(generator: np.random.Generator, height: int, width: int) -> tuple[np.nd
 
 
 def install(folder: Path) -> Path:
-    """The Python of a virtual environment in `folder` that has the official code."""
+    """Install the official code into a virtual environment in `folder`; return its Python."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -68,7 +68,7 @@ def install(folder: Path) -> Path:
 
 
 def write(tree: Path, predictions: Path, seed: int, count: int, height: int, width: int) -> list[tuple[Path, Path]]:
-    """A data set in Cityscapes' layout and predictions of it: (prediction, label) of each image."""
+    """Write a data set in Cityscapes' layout and predictions for it; return (prediction, label) of each image."""
     generator, pairs = np.random.default_rng(seed), []
     for i in range(count):
         frame = f"drawn_{i:06}_000000"
@@ -83,13 +83,13 @@ def write(tree: Path, predictions: Path, seed: int, count: int, height: int, wid
 
 
 def labels_of(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """1×C×h×w → H×W train ids, as `daynight.inference` makes them."""
+    """1×C×h×w → H×W train ids, computed as in `daynight.inference`."""
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)[0].max(0)[1].to(torch.uint8)
 
 
 def score_both(python: Path, pairs: list[tuple[Path, Path]], size: tuple[int, int]):
-    """What the official code says, our confusion matrix, and the seconds of each part, an image after the other by
-    turns."""
+    """Score each image by both codes in turn. Returns the official results, our confusion matrix, and each part's
+    seconds."""
     total, times = 0, {name: [] for name in ("official", "files", "matrix", "logits")}
     logits = torch.randn(1, len(CITYSCAPES), size[0] // 8, size[1] // 8)
     official = subprocess.Popen([python, "-c", OFFICIAL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -109,7 +109,7 @@ def score_both(python: Path, pairs: list[tuple[Path, Path]], size: tuple[int, in
 
 
 def by_train_ids(matrix: list[list[int]]) -> torch.Tensor:
-    """The official matrix, 34×34 by label id, in the form of ours: 19×20, the last column what is no class."""
+    """Turn the official matrix, 34×34 by label id, into the form of ours: 19×20; the last column counts void."""
     matrix, ids = torch.tensor(matrix), torch.from_numpy(LABEL_ID_OF[: len(CITYSCAPES)].astype(np.int64))
     void = torch.from_numpy(TRAIN_ID_OF[:LABEL_ID_COUNT] == 255)
     return torch.cat([matrix[ids][:, ids], matrix[ids][:, void].sum(1, keepdim=True)], 1)
@@ -128,7 +128,7 @@ def check(folder: Path, python: Path, seed: int, count: int, size: tuple[int, in
     equal = {
         "confusion matrix": torch.equal(by_train_ids(official["matrix"]), matrix),
         "IoU of each class": list(official["iou"]) == list(entry["iou"]) and all(a == b for _, a, b in rows),
-        # the order in which floats are added may take the last digit
+        # the order in which floats are added may change the last digit
         "mIoU": abs(entry["miou"] - 100 * official["miou"]) <= 2 * math.ulp(entry["miou"]),
     }
     for name, *values in [("%", "official", "daynight"), *rows, ("mIoU", 100 * official["miou"], entry["miou"])]:

@@ -1,11 +1,11 @@
-"""A generator trained by the original CycleGAN code, as a model folder that `daynight translate --model` takes.
+"""Turn a generator of the original CycleGAN code into a model folder for `daynight translate --model`.
 
     python examples/convert_cyclegan.py latest_net_G_A.pth --out day2night_cyclegan
     daynight translate --in cs/ --out cs_night/ --model day2night_cyclegan
 
-The file is what junyanz/pytorch-CycleGAN-and-pix2pix saves of a ResNet generator with instance norm (its defaults:
+junyanz/pytorch-CycleGAN-and-pix2pix must have saved the file from a ResNet generator with instance norm (its defaults:
 resnet_9blocks, 64 filters; any number of either). It is read with `weights_only=True`: nothing in it is executed.
---size and --crop are its --load_size and --crop_size, in which it was trained; its own test runs at 256x256.
+--size and --crop are the --load_size and --crop_size of its training; its own test runs at 256x256.
 """
 
 import argparse
@@ -24,10 +24,10 @@ WANTED = "wanted: a ResNet generator with instance norm, as *_net_G.pth, *_net_G
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of `torch.save`. Raises `InputError` naming it."""
+    """Read the tensors of a file of `torch.save`. Raises `InputError` with its name."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load answers what is damaged with exceptions of many kinds
+    # for a damaged file torch.load raises exceptions of many kinds
     except Exception as error:
         problem = "no file of tensors alone" if path.is_file() else "no such file"
         raise InputError(f"{path}: {problem}; {WANTED}") from error
@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_kind(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Raises `InputError` for what CycleGAN's code saves besides, by the names of its layers."""
+    """Raise `InputError` for the other networks that CycleGAN's code saves, by the names of their layers."""
     if any(name.startswith("model.model.") for name in state):
         raise InputError(f"{path}: a UNet generator; {WANTED}")
     if "model.0.weight" in state or "net.0.weight" in state:
@@ -47,9 +47,9 @@ def check_kind(state: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def convert(state: dict[str, torch.Tensor], path: Path, size: str, crop: str) -> Generator:
-    """Our generator with CycleGAN's weights: its layers have the same numbers. Dropped are the biases of convolutions
-    that instance norm follows, which subtracts them, and the statistics that PyTorch before 0.4 kept of it and never
-    used. Raises `InputError` naming the file."""
+    """Build our generator with CycleGAN's weights; the layers of both have the same numbers. It drops biases before
+    instance norm, which subtracts them, and the statistics of instance norm that PyTorch before 0.4 kept and never
+    used. Raises `InputError` with the file's name."""
     check_kind(state, path)
     blocks = len({name.split(".")[1] for name in state if ".conv_block." in name})
     first = state.get("model.1.weight", torch.empty(0))
@@ -59,7 +59,7 @@ def convert(state: dict[str, torch.Tensor], path: Path, size: str, crop: str) ->
     last = f"layers.{len(generator.layers) - 2}."
     found = {}
     for name, tensor in state.items():
-        # one that was trained with dropout has a block's second convolution one place later
+        # with dropout a block's second convolution stands one place later
         name = re.sub(r"^model\.(\d+)\.conv_block\.6\.", r"model.\1.conv_block.5.", name)
         name = name.replace("model.", "layers.", 1).replace("conv_block.", "")
         if name.endswith(".weight") or name.startswith(last):
@@ -78,8 +78,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="a *_net_G*.pth of the original CycleGAN")
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
-    parser.add_argument("--size", default="286", help="what its images were resized to: 286, 286x286 or native")
-    parser.add_argument("--crop", default="256", help="the crops that it was trained on")
+    parser.add_argument("--size", default="286", help="size of its training images: 286, 286x286 or native")
+    parser.add_argument("--crop", default="256", help="size of its training crops")
     options = parser.parse_args()
     try:
         for name, value in (("--size", options.size), ("--crop", options.crop)):

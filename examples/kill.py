@@ -1,11 +1,11 @@
-"""Kill commands with `kill -9` at random moments, start each again as often, and see whether what it ends with is what
-one that nobody disturbed ends with, byte for byte.
+"""Kill commands with `kill -9` at random moments and start them again after each kill. At the end compare their files,
+byte for byte, with those of a command that nobody disturbed.
 
     python examples/kill.py [--kills 200] [--seed 0] [--folder DIR] [COMMAND …]
 
-Small networks on drawn streets, on the CPU. The commands run in children of one process that has imported everything,
-since the imports alone take seconds. Of three kills one comes at any moment, one while something is being written, one
-just after.
+The networks are small, the streets are drawn, and everything runs on the CPU. The imports alone take seconds, so one
+process imports everything and the commands run in its children. Of three kills one comes at any moment, one while a
+file is being written, one just after.
 """
 
 import argparse
@@ -45,13 +45,13 @@ COMMANDS = {
 WHEN = ("at any moment", "while something is written", "just after")
 
 
-# children of a server that has torch and all of daynight loaded when they begin
+# a server loads torch and all of daynight first; the commands are its children
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload([f"daynight.{name}" for name in ("cli", "translation", "segmentation", "evaluation")])
 
 
 def command_line(words: list[str], folder: Path, log: Path, first) -> None:
-    """What a child does: `first()`, if given, then the command as typed in `folder`, in a process group of its own."""
+    """Run in a child: `first()`, if given, then the command as typed in `folder`, in its own process group."""
     import torch
 
     from daynight.cli import main
@@ -69,7 +69,7 @@ def command_line(words: list[str], folder: Path, log: Path, first) -> None:
 
 
 def start(line: str, folder: Path, log: str = "log", first=None) -> multiprocessing.process.BaseProcess:
-    """The command line as a process, in `folder`; what it prints goes to `<folder>.<log>`."""
+    """Start the command line as a process in `folder`; its output goes to `<folder>.<log>`."""
     folder.mkdir(exist_ok=True)
     log = folder.with_name(f"{folder.name}.{log}")
     log.touch()
@@ -89,7 +89,7 @@ def prepare(folder: Path) -> None:
 
 
 def written(out: Path) -> set[str]:
-    """What is being written below a folder."""
+    """List the files and folders below a folder that are being written."""
     return {
         os.path.join(place, name)
         for place, folders, files in os.walk(out)
@@ -99,8 +99,8 @@ def written(out: Path) -> set[str]:
 
 
 def contents(out: Path) -> dict[str, object]:
-    """Every file below a folder and what is in it: of safetensors the tensors and metadata, which are in no order, of
-    a page all but when it was written."""
+    """Read every file below a folder. For safetensors these are the tensors and metadata, because their order varies;
+    for a page everything except the time it was written."""
     found = {}
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         content = path.read_bytes()
@@ -117,8 +117,8 @@ def contents(out: Path) -> dict[str, object]:
 
 
 def newest(out: Path) -> int:
-    """The step of the newest checkpoint, 0 without any. Raises AssertionError unless all that has its final name is
-    whole."""
+    """Return the step of the newest checkpoint, 0 if there is none. Raises AssertionError unless all files with a final
+    name are complete."""
     for path in out.rglob("[!.]*.png"):
         with Image.open(path) as image:
             image.load()
@@ -140,7 +140,7 @@ class Tally:
     writing: int = 0
     ends: int = 0
     resumed: int = 0
-    wrong: list[list[str]] = field(default_factory=list)  # of each run that ended otherwise, the files
+    wrong: list[list[str]] = field(default_factory=list)  # for each run that ended otherwise: its files that differ
 
     def __str__(self) -> str:
         return (
@@ -150,7 +150,7 @@ class Tally:
 
 
 def await_moment(when: str, child, out: Path, old: set[str], took: float, chance: random.Random) -> None:
-    """Return when the child is to be killed, or has ended. `old`: what was left half-written before it began."""
+    """Return at the moment to kill the child, or when it has ended. `old`: files left half-written before it began."""
     if when == "at any moment":
         child.join(chance.uniform(0, took))
         return
@@ -163,7 +163,7 @@ def await_moment(when: str, child, out: Path, old: set[str], took: float, chance
 
 
 def kill(command: str, kills: int, folder: Path, seed: int = 0) -> Tally:
-    """Kill `command` so often, going on with it each time; from the start again whenever it has ended."""
+    """Kill `command` `kills` times and continue it each time. When it has ended, start it from the beginning."""
     line, chance, tally = COMMANDS[command], random.Random(seed), Tally()
     undisturbed, disturbed = folder / f"{command}-undisturbed", folder / command
     began = time.monotonic()
@@ -204,9 +204,9 @@ def kill(command: str, kills: int, folder: Path, seed: int = 0) -> Tally:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=", ".join(COMMANDS))
-    parser.add_argument("--kills", type=int, default=200, help="of each command (200)")
+    parser.add_argument("--kills", type=int, default=200, help="number of kills of each command; default: 200")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="keep everything there, the output of each start too")
+    parser.add_argument("--folder", type=Path, help="keep all files there, with the output of each start")
     given = parser.parse_args()
     unknown = set(given.commands) - COMMANDS.keys()
     if unknown:

@@ -1,23 +1,23 @@
-"""The zip that a test server takes, from the folder that `daynight predict` wrote (for Dark Zurich with --confidence).
+"""Make the zip for a test server from the folder that `daynight predict` wrote (for Dark Zurich with --confidence).
 
     python examples/submit.py dark-zurich --predictions labelled --out dz.zip --invalid-below 0.4
 
-No server was tried; this is what their authors and users wrote:
+No server was tried. The servers' authors and users wrote this:
 
 Cityscapes: label ids, one channel, 2048x1024, in any folder, named city_123456_123456*.png (mcordts/cityscapesScripts,
-  evalPixelLevelSemanticLabeling.py); exactly one for each (its issue 65) of 1,525 images.
-ACDC: train ids, 1920x1080 (hf618/DTBS, README, after the server); 500 images of each of four conditions (its README),
-  of which one alone is scored, too (dingjiansw101/HGFormer, GETTING_STARTED.md). Sources differ on the folder:
-  labelTrainIds/ (BIT-DA/VBLC, README) or none (brdav/refign, models/segmentation_model.py); this writes the former.
+  evalPixelLevelSemanticLabeling.py); exactly one for each of 1,525 images (its issue 65).
+ACDC: train ids, 1920x1080 (hf618/DTBS, README, after the server); 500 images of each of four conditions (its README).
+  The server also scores one condition alone (dingjiansw101/HGFormer, GETTING_STARTED.md). Sources differ on the folder:
+  labelTrainIds/ (BIT-DA/VBLC, README) or none (brdav/refign, models/segmentation_model.py). This writes labelTrainIds/.
 Dark Zurich: labelTrainIds/, labelTrainIds_invalid/ and confidence/ at the root (BIT-DA/SePiCo, README; XiaRho/CMDA
-  issue 1 does without confidence), 1920x1080, 151 images (arXiv 1901.05946), each found as {sequence}_frame_
+  issue 1 has no confidence), 1920x1080, 151 images (arXiv 1901.05946). The server looks for {sequence}_frame_
   {six digits}*.png (ygjwd12345/BiMix issue 1). Confidence is 16 bits, 65535 x the probability (Attila94/CIConv,
-  predict_dz.py), and counts for the average UIoU alone (W-zx-Y/DANNet issue 11). Where it is below a threshold,
-  _invalid is 255 (sakaridis/MGCDA, soft_to_hard_prediction_with_invalid_regions.m); without one it is a copy.
+  predict_dz.py), and only the average UIoU uses it (W-zx-Y/DANNet issue 11). Where it is below a threshold, _invalid
+  is 255 (sakaridis/MGCDA, soft_to_hard_prediction_with_invalid_regions.m). Without a threshold _invalid is a copy.
   Not known: why the server missed files in the zips of BiMix issue 7 and DANNet issue 17.
 
-Files are named by what is looked for and no more: city_123456_123456.png, sequence_frame_123456.png. The classes must
-be the 19 of Cityscapes, which the folder of predictions does not tell.
+The files get the shortest names that the servers find: city_123456_123456.png, sequence_frame_123456.png. The classes
+must be the 19 of Cityscapes; this cannot be checked, because the folder of predictions does not name them.
 """
 
 import argparse
@@ -38,10 +38,10 @@ from daynight.system.errors import InputError
 
 
 class Server(NamedTuple):
-    frame: str  # a regular expression: the part of a file's name that it looks for
+    frame: str  # a regular expression for the part of a file's name that the server looks for
     example: str
     size: tuple[int, int]  # height, width
-    counts: tuple[int, ...]  # images that it wants, all of one of these numbers
+    counts: tuple[int, ...]  # the numbers of images that it accepts
 
 
 ANON = (r"[^_]+_frame_\d{6}(?!\d)", "GOPR0364_frame_000001_rgb_anon.png", (1080, 1920))
@@ -55,7 +55,7 @@ SERVERS = {
 
 
 def find(folder: Path, server: Server) -> dict[str, Path]:
-    """The file of each frame. Raises `InputError` for a name that the server would not find, or would find twice."""
+    """Map each frame to its file. Raises `InputError` for a name that the server would miss, or find twice."""
     found = {}
     for path in sorted(folder.rglob("*.png")):
         frame = re.match(server.frame, path.name)
@@ -76,7 +76,7 @@ def check_size(path: Path, values: np.ndarray, server: Server) -> None:
 
 
 def is_below(path: Path, threshold: float, server: Server) -> np.ndarray:
-    """Where the confidence in a file is below a threshold, 0 to 1: H×W bool."""
+    """Find where the confidence in a file is below a threshold, 0 to 1: H×W bool."""
     wanted = "wanted: 16 bits in one channel, as daynight predict --confidence writes"
     try:
         with Image.open(path) as image:
@@ -96,7 +96,7 @@ def png(ids: np.ndarray) -> bytes:
 
 
 def submit(name: str, predictions: Path, out: Path, invalid_below: float | None) -> int:
-    """Write `out`, whole or not at all; the number of images. Raises `InputError` where the server would refuse it."""
+    """Write all of `out` or nothing; return the number of images. Raises `InputError` if the server would refuse it."""
     if invalid_below is not None and (name != "dark-zurich" or not 0 < invalid_below <= 1):
         raise InputError(f"--invalid-below {invalid_below}: wanted: a probability above 0, and for dark-zurich alone")
     if out.exists() or not out.parent.is_dir():
@@ -135,7 +135,7 @@ def submit(name: str, predictions: Path, out: Path, invalid_below: float | None)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("server", choices=SERVERS)
-    parser.add_argument("--predictions", type=Path, required=True, help="what daynight predict wrote")
+    parser.add_argument("--predictions", type=Path, required=True, help="the folder that daynight predict wrote")
     parser.add_argument("--out", type=Path, required=True, help="the zip to write")
     parser.add_argument("--invalid-below", type=float, help="dark-zurich: below this probability a pixel is invalid")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Night driving comes as video: a file translated, or labelled and written as an overlay, frame by frame.
+"""Translate a video frame by frame, or label it and write an overlay.
 
     python examples/video.py translate --in drive.mp4 --out night.mp4 --model runs/day2night
     python examples/video.py predict --in night.mp4 --out labelled.mp4 --model runs/seg
 
-Frame rate and size stay, sound does not. A frame knows nothing of the one before it, so what is unsure flickers.
+Frame rate and size stay; sound is dropped. Each frame is processed alone, so uncertain regions flicker.
 Needs PyAV: pip install 'daynight[video]'.
 """
 
@@ -41,7 +41,7 @@ Work = Callable[[list[Image.Image]], list[Image.Image]]
 
 
 def batch_of(images: list[Image.Image], size: str, device) -> torch.Tensor:
-    """Frames of one size as B×3×H×W in [-1, 1], at `size`."""
+    """Frames of one size → B×3×H×W in [-1, 1], at `size`."""
     shape = target_size(images[0].height, images[0].width, size)
     return torch.stack([to_tensor(resize_image(image, *shape)) for image in images]).to(device)
 
@@ -81,7 +81,7 @@ def labeller(model: str, size: str | None, accelerator) -> Work:
 
 
 def frames(video, stream, source: Path) -> Iterator[Image.Image]:
-    """The frames of an open file as RGB images, of one size. Raises `InputError` where one cannot be decoded."""
+    """Yield the frames of an open file as RGB images of one size. Raises `InputError` if a frame cannot be decoded."""
     count = 0
     try:
         for frame in video.decode(stream):
@@ -94,11 +94,11 @@ def frames(video, stream, source: Path) -> Iterator[Image.Image]:
 
 
 def convert(source: Path, out: Path, work: Work, batch_size: int, codec: str) -> None:
-    """Write `out`, whole or not at all, `batch_size` frames in memory at a time. Raises `InputError`."""
+    """Write `out` completely or not at all, with `batch_size` frames in memory at a time. Raises `InputError`."""
     with open_video(source) as video:
         stream = video.streams.video[0]
         stream.thread_type = "AUTO"
-        # what MPEG-4 can count, and 30000/1001
+        # MPEG-4 can count this, and it keeps 30000/1001
         rate = Fraction(stream.average_rate or stream.guessed_rate or 25).limit_denominator(1001)
         total = stream.frames or round((video.duration or 0) / av.time_base * rate) or 1
         sound = ", without its sound" if video.streams.audio else ""
@@ -108,10 +108,10 @@ def convert(source: Path, out: Path, work: Work, batch_size: int, codec: str) ->
             with av.open(str(temporary), "w", format=FORMATS[out.suffix.lower()]) as file:
                 result = file.add_stream(codec, rate=rate, options={"crf": "18"})
                 result.width, result.height = stream.width, stream.height
-                result.bit_rate = stream.bit_rate or 8_000_000  # for encoders that know no crf
-                # what frames become; players take what does not say so for ITU-709 where it is large
+                result.bit_rate = stream.bit_rate or 8_000_000  # for encoders without crf
+                # frames are converted to ITU-601; without this mark players read large videos as ITU-709
                 result.codec_context.colorspace = av.video.reformatter.Colorspace.ITU601
-                # halved colours need even sides
+                # colours at half the resolution need even sides
                 result.pix_fmt = "yuv444p" if stream.width % 2 or stream.height % 2 else "yuv420p"
                 images = counted(frames(video, stream, source), total, "frames")
                 while batch := list(islice(images, batch_size)):
@@ -158,11 +158,11 @@ def main() -> None:
     parser.add_argument("work", choices=("translate", "predict"))
     parser.add_argument("--in", dest="source", type=Path, required=True, help="a video")
     parser.add_argument("--out", type=Path, required=True, help=f"the video to write ({', '.join(FORMATS)})")
-    parser.add_argument("--model", help="as for daynight translate or daynight predict; its default, too")
+    parser.add_argument("--model", help="as for daynight translate or daynight predict, with the same default")
     parser.add_argument("--reverse", action="store_true", help="translate night to day")
-    parser.add_argument("--whole", action="store_true", help="translate frames whole, not in tiles")
-    parser.add_argument("--size", help="run the network at: 512, 512x1024 or native; default: its training size")
-    parser.add_argument("--batch-size", type=int, default=4, help="frames at once; default: 4")
+    parser.add_argument("--whole", action="store_true", help="translate each frame at once, not in tiles")
+    parser.add_argument("--size", help="input size of the network: 512, 512x1024 or native; default: its training size")
+    parser.add_argument("--batch-size", type=int, default=4, help="frames in one batch; default: 4")
     parser.add_argument("--codec", default="libx264", help="default: libx264, which is H.264; mpeg4 is MPEG-4")
     parser.add_argument("--precision", choices=("auto", "no", "bf16"), default="auto", help="as for daynight predict")
     options = parser.parse_args()

@@ -1,23 +1,23 @@
-"""What a translator does, told without a night label: how night-like held-out day images become, and what they keep.
+"""Measure translators without night labels: how much held-out day images look like night, and how much they keep.
 
     python examples/night/measure.py RUN… --day ../shared/camvid_day --night ../shared/bdd \\
         --weights ../shared/weights/tf_efficientnet_lite0.safetensors [--judge RUN] [--out DIR] [--images N]
 
-RUN: of translate-train, or RUN/best; its images in tiles, as `daynight translate` makes them, and whole. Day and night
-are the splits that are held out. Beside the runs stand the day images as they are, both free translators (fourier takes
-from training nights), and training nights as if they were translations, as near as KID can come. All is measured at
-the size of the training, before rounding to 8 bits (the judge: after). Prints a table, writes measures.json and
-grid.png. The columns:
+RUN is a run of translate-train, or RUN/best. Each run translates in tiles, as `daynight translate` does, and without
+tiles. Day and night images come from the held-out splits. The table also has the day images as they are, both free
+translators (fourier takes amplitudes of training nights), and training nights instead of translations, as the
+best KID possible. All is measured at the size of the training, before rounding to 8 bits (the judge: after). Prints a
+table, writes measures.json and grid.png. The columns:
 
-KID ×10³: to the held-out nights (`daynight.metrics.kid`), by FEATURES' last layer averaged over the whole image, whose
-  aspect is kept. Frames of one video, as CamVid's, are no independent draws: the true error is larger. The
-  feature loss of this folder's translators looks at earlier layers of the same network, so look at grid.png, too.
+KID ×10³: distance to the held-out nights (`daynight.evaluation.metrics.kid`), by FEATURES' last layer averaged over the
+  full image, whose aspect is kept. Frames of one video, as in CamVid, are not independent: the true error is larger.
+  The feature loss of this folder's translators uses earlier layers of the same network, so look at grid.png, too.
 cycle: mean |x - night2day(day2night(x))|, x in [-1, 1].
-kept: share of pixels that a day model, the judge, labels as before. mIoU: the judge's, on translations, by the day
+kept: share of pixels that the judge, a day model, labels as before. mIoU: the judge's on translations, by the day
   labels at this size. feature: Eq. 10 by FEATURES' other layers, each divided by its mean square over real images.
-contrast, inverted: `contrast`. checkerboard: `checkerboard` of period 2 and 4; levels in brackets.
-colour, pixels: how far translations of whole images, at the training's size and at their own, lie from those of the
-  same places in crops as large as in training: `shift`.
+contrast, inverted: see `contrast`. checkerboard: `checkerboard` of period 2 and 4; levels in brackets.
+colour, pixels: how much translations without tiles, at the training's size and at the image's own, differ from those of
+  the same places in crops as large as in training: see `shift`.
 """
 
 import argparse
@@ -49,12 +49,12 @@ from daynight.system.processes import make_accelerator
 
 NETWORK = "tf_efficientnet_lite0"
 FEATURES = ("blocks.2", "blocks.4", "bn2")  # strides 8, 16 and 32; the last is what the classifier averages, 1,280 wide
-SHIFTED = 24  # images on which `shift` is measured, which costs several translations of each
+SHIFTED = 24  # images for `shift`, which needs several translations of each
 SHOWN = 6  # rows of the grid
 
 
 def local_contrast(image):
-    """Luma, 0 to 1, minus its Gaussian mean, whose σ is a sixteenth of the height: 3×H×W in [-1, 1] → H×W."""
+    """Luma, 0 to 1, minus its Gaussian mean (σ: a sixteenth of the height): 3×H×W in [-1, 1] → H×W."""
     luma = TF.rgb_to_grayscale(image * 0.5 + 0.5)
     sigma = image.shape[1] / 16
     length = 2 * int(3 * sigma) + 1
@@ -63,11 +63,11 @@ def local_contrast(image):
 
 
 def contrast(day, translated, least: float = 4 / 255) -> tuple[float, float]:
-    """Whether what is brighter than its surroundings still is: two images, 3×H×W in [-1, 1] → the correlation of their
-    local contrasts a and b over all pixels, and the share of windows in which it is negative.
+    """Check that bright places stay brighter than their surroundings: two images, 3×H×W in [-1, 1] → the correlation
+    of their local contrasts a and b over all pixels, and the share of windows where it is negative.
 
     The correlation is Σab / √(Σa² Σb²): 1 for any gain, -1 for the image's negative. Windows are squares of an eighth
-    of the height; those whose contrast by day is below `least` (root mean square) do not count.
+    of the height. A window does not count if its contrast by day is below `least` (root mean square).
     """
     a, b = local_contrast(day), local_contrast(translated)
     whole = (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-12)
@@ -79,18 +79,18 @@ def contrast(day, translated, least: float = 4 / 255) -> tuple[float, float]:
 
 
 def checkerboard(image, period: int) -> tuple[float, float]:
-    """How far a pattern of `period` pixels (2 is left by a deconvolution, 4 by one before another) stands out: 3×H×W in
-    [-1, 1] → the energy of the luma's spectrum on the lines f_x = 1/period and f_y = 1/period over that 2 to 5 lines
-    beside them, 1 for no pattern; and the root mean square of what stands out, in levels of 255."""
+    """Measure how much a pattern of `period` pixels stands out (a deconvolution leaves 2, the one before it 4): 3×H×W
+    in [-1, 1] → the energy of the luma's spectrum on the lines f_x = 1/period and f_y = 1/period, divided by that 2 to
+    5 lines beside them (1: no pattern); and the root mean square of the pattern, in levels of 255."""
     height, width = (n // period * period for n in image.shape[1:])
     luma = TF.rgb_to_grayscale(image)[0, :height, :width]
-    # without a window the jump from one border to the other would spread over all lines
+    # without a window the jump between opposite borders would spread over all lines
     window = torch.outer(torch.hann_window(height), torch.hann_window(width))
     energy = torch.fft.fft2((luma - luma.mean()) * window).abs().square()
     lines = [(x, len(x) // period) for x in (energy.sum(0), energy.sum(1))]
     there = sum(x[i] for x, i in lines)
     around = sum(x[i + k] + x[i - k] for x, i in lines for k in range(2, 6)) / 8
-    # Hann's window leaves two thirds of a line in its place; but for the period 2 each has a mirror image
+    # Hann's window leaves two thirds of a line in its place; each has a mirror image, except for period 2
     total = 1.5 * (there - around).clamp(min=0) * (1 if period == 2 else 2)
     levels = 127.5 * (total / (height * width * window.square().sum())).sqrt()
     return float(there / around.clamp(min=1e-12)), float(levels)
@@ -98,9 +98,9 @@ def checkerboard(image, period: int) -> tuple[float, float]:
 
 @torch.inference_mode()
 def shift(day2night, image, native, crop: tuple[int, int], device="cpu") -> dict[str, tuple[list[float], float]]:
-    """How far a translation at full size lies from those of crops that cover the image: an image as in training and at
-    its own size, each 3×H×W in [-1, 1] → for "whole" and "native" (made as small again) the mean absolute difference,
-    in levels of 255, of a crop's mean colour (red, green, blue) and of its pixels."""
+    """Compare a translation without tiles with those of crops that cover the image. Takes an image at the training's
+    size and at its own, each 3×H×W in [-1, 1]. Returns for "whole" and "native" (resized to the training's size) the
+    mean absolute difference, in levels of 255, of a crop's mean colour (red, green, blue) and of its pixels."""
     shape = image.shape[1:]
     crop = [min(pair) for pair in zip(crop, shape, strict=True)]
     tops, lefts = (
@@ -118,8 +118,7 @@ def shift(day2night, image, native, crop: tuple[int, int], device="cpu") -> dict
 
 
 class Measures:
-    """The held-out images and the networks that look at them. truth: the labels by day, where the judge can be scored
-    by them."""
+    """The held-out images and the networks that measure them. truth: the day labels, if they can score the judge."""
 
     def __init__(self, days: list, nights: list, weights: str, judge: DeepLabV2 | None, truth: list, accelerator):
         self.days, self.judge, self.truth, self.accelerator = days, judge, truth, accelerator
@@ -131,7 +130,7 @@ class Measures:
 
     @torch.inference_mode()
     def features(self, images: list) -> tuple[list, torch.Tensor]:
-        """Of each image what Eq. 10 compares; and N×D, what KID compares."""
+        """Compute the activations of each image for Eq. 10, and the N×D vectors for KID."""
         found = [self.network(image[None].to(self.accelerator.device)) for image in images]
         return [f[:-1] for f in found], torch.cat([f[-1].mean((2, 3)) for f in found])
 
@@ -140,7 +139,7 @@ class Measures:
         return logits.max(0)[1].to(torch.uint8).cpu()
 
     def of(self, translated: list) -> dict:
-        """The columns that every translator has, of the day images' translations; shares from 0 to 100."""
+        """Compute the columns of every translator, from its translations of the day images; shares from 0 to 100."""
         content, vectors = self.features(translated)
         scales, contents = self.network.norm.scales[:-1], zip(self.content, content, strict=True)
         correlation, inverted = zip(*map(contrast, self.days, translated), strict=True)
@@ -173,7 +172,7 @@ def mean(values) -> float:
 
 
 def spread(length: int, count: int) -> list[int]:
-    """At most `count` of `length` numbers, evenly spaced: neighbours in a video are nearly the same image."""
+    """Choose at most `count` of `length` numbers, evenly spaced: neighbours in a video are nearly the same image."""
     return torch.linspace(0, length - 1, min(length, count)).round().int().tolist()
 
 
@@ -183,10 +182,10 @@ def read(image_set: ImageSet, size: str, count: int) -> list[torch.Tensor]:
 
 
 class Learned:
-    """A run of translate-train. Raises `InputError` where it is none."""
+    """A run of translate-train. Raises `InputError` if it is something else."""
 
     def __init__(self, run: str, device):
-        # each by its own folder: given a run that lacks one, `load_model` would not take the other for it
+        # each by its own folder, so that `load_model` never loads the other network instead of a missing one
         parts = (load_model(f"{Path(run).resolve()}/{p}", p, "RUN", Generator) for p in ("day2night", "night2day"))
         (self.day2night, self.night2day), self.device = (model.to(device) for model in parts), device
         crop = self.day2night.config["crop"]
@@ -196,8 +195,8 @@ class Learned:
 
     @torch.inference_mode()
     def of(self, days: list, natives: dict, whole: bool) -> tuple[list, dict]:
-        """The day images' translations, in tiles or whole, and the columns that only a network has. natives: some of
-        the images, by their number, at their own size."""
+        """Translate the day images, in tiles or whole, and compute the columns that only a network has. natives: some
+        of the images, by their number, at their own size."""
         there, back = (
             model if whole else partial(tiled, model, crop=self.crop) for model in (self.day2night, self.night2day)
         )
@@ -217,7 +216,7 @@ class Learned:
 
 
 def measure(given: argparse.Namespace) -> tuple[dict, dict]:
-    """The content of measures.json, and the columns of the grid."""
+    """Measure all translators; return the content of measures.json and the columns of the grid."""
     if given.images < 3:
         raise InputError(f"--images {given.images}: KID and its error need at least 3")
     accelerator, root = make_accelerator("no"), Path("data")
@@ -264,7 +263,7 @@ def measure(given: argparse.Namespace) -> tuple[dict, dict]:
     return found | {"translators": rows}, pictures
 
 
-# heading: what stands below it
+# heading: how a cell below it is made
 COLUMNS = {
     "KID ×10³": lambda e: "{:.1f} ± {:.1f}".format(*(1000 * x for x in e["kid"])),
     "cycle": lambda e: f"{e['cycle']:.3f}",
@@ -280,7 +279,7 @@ COLUMNS = {
 
 
 def table(rows: list[dict]) -> str:
-    """In Markdown; "–" for what a row does not have."""
+    """Write the rows as a Markdown table; "–" where a row lacks a value."""
 
     def cell(entry, column):
         try:
@@ -295,13 +294,13 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="of daynight translate-train")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run of daynight translate-train")
     parser.add_argument("--day", required=True)
     parser.add_argument("--night", required=True)
-    parser.add_argument("--weights", required=True, help=f"of {NETWORK}: a .safetensors file in timm's names")
+    parser.add_argument("--weights", required=True, help=f"weights of {NETWORK}: a .safetensors file in timm's names")
     parser.add_argument("--judge", help="a run of daynight seg-train on day images")
     parser.add_argument("--out", type=Path, default=Path("runs/night/measures"), help="default: %(default)s")
-    parser.add_argument("--images", type=int, default=100, help="of each set at most, evenly spaced; default: 100")
+    parser.add_argument("--images", type=int, default=100, help="images of a set at most, evenly spaced; default: 100")
     given = parser.parse_args()
     try:
         if given.out.is_file():

@@ -2,7 +2,7 @@
 
 python examples/night/run.py [--data DATA] [--out OUT] [--target night|dusk] [--seeds N] [--rows ROW …]
 
-Stopped, the same line goes on where it was: trainings resume, what is finished is not done again.
+After a stop, the same line continues: trainings resume, and finished work is not repeated.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from daynight.reports.previews import grid, label_image
 from daynight.system.files import write_json
 from daynight.system.processes import make_accelerator
 
-FIVE = ("sky", "building", "road", "tree", "car")  # by which bdd_night and bdd_day are to be read
+FIVE = ("sky", "building", "road", "tree", "car")  # the classes to score on bdd_night and bdd_day
 HERE = Path(__file__).parent
-# unlabelled photographs to adapt to, and what is scored; the first is the target
+# unlabelled photographs to adapt to, and the sets to score; the first of these is the target
 TARGETS = {
     "night": ("bdd", ["bdd_night", "bdd_day", "camvid_day"]),
     "dusk": ("camvid_dusk", ["camvid_dusk", "camvid_day"]),
 }
 DAYNIGHT, RIVALS = ("-m", "daynight"), HERE.parent / "rivals"
-SHOWN = ("baseline", "cyclegan+fl+day", "ssl", "darken+ssl")  # in figure.png, where they are there
-DUSK_AGAIN = 10  # links to each of the oracle's dusk images: as many as there are day images
+SHOWN = ("baseline", "cyclegan+fl+day", "ssl", "darken+ssl")  # the rows of figure.png, if they are there
+DUSK_AGAIN = 10  # links to each of the oracle's dusk images: together as many as day images
 
 
 class Row(NamedTuple):
-    """A training: its options, the learned translator it needs, its program, how much longer than others it is, and the
-    days that a translator learns from."""
+    """A training: its options, the learned translator it needs, its program, its length relative to the others, and the
+    day images that a translator learns from."""
 
     options: str = ""
     translator: str | None = None
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 SELFTRAIN = (RIVALS / "selftrain.py",)
 GAN = (*DAYNIGHT, "translate-train")
-LONGER = 2.8  # as many images as row 5 has seen, for rows whose steps see those of one kind
+LONGER = 2.8  # as many images as in row 5, for rows whose steps see images of one kind
 TRANSLATORS = {
     "cyclegan": Row("--lambda-feature 0", program=GAN),
     "cyclegan+fl": Row(program=GAN),
@@ -63,7 +63,7 @@ TRANSLATORS = {
     "bdd days": Row(program=GAN, day="bdd"),
     "all days": Row(program=GAN, day="camvid_day+bdd"),
 }
-# one choice of the translator at a time, at a fraction of the steps; what each does is for measure.py to say
+# one choice of the translator at a time, at a fraction of the steps; measure.py compares them
 STUDY = {
     "as set": "",
     "lambda 0": "--lambda-feature 0",
@@ -75,7 +75,7 @@ STUDY = {
     "deconv": "--upsample deconv",
 }
 STUDIED = 0.25  # of the recipe's steps
-# the paper's five, then what needs no learned translator, the questions, the rivals, the controls
+# the paper's five, then rows without a learned translator, questions, rivals, controls
 ROWS = {
     "baseline": Row("--train-on day"),
     "cyclegan": Row("--train-on translated", "cyclegan"),
@@ -98,13 +98,13 @@ ROWS = {
     "baseline, longer": Row("--train-on day", longer=LONGER),
     "cyclegan, longer": Row("--train-on translated", "cyclegan", longer=LONGER),
     "cyclegan+fl, longer": Row("--train-on translated", "cyclegan+fl", longer=LONGER),
-    # has what no other row may look at: labels of dusk, each half scored by who has learned from the other
+    # only this row uses labels of dusk: each half is scored by the model that learned from the other half
     "oracle": Row("--train-on day"),
 }
 
 
 def run(*words) -> float:
-    """Run a program as a person would type it; ends this one where it fails. Returns the CPU minutes it took."""
+    """Run a program as a person would type it; if it fails, this program ends. Returns the CPU minutes it took."""
     words = [str(word) for word in words]
     print(*words, flush=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -116,7 +116,7 @@ def run(*words) -> float:
 
 
 class Table1:
-    """The rows of one target: what each needs is made first."""
+    """The rows of one target; each row first makes its translator and translations."""
 
     def __init__(self, data: Path, out: Path, target: str, recipe: str = "cpu"):
         self.data, self.out, (night, self.sets) = data, out / target, TARGETS[target]
@@ -127,19 +127,19 @@ class Table1:
         self.out.mkdir(parents=True, exist_ok=True)
 
     def spend(self, name: str, minutes: float) -> None:
-        """Note what a row or a translator has cost; what a stopped start had spent is not known."""
+        """Add to the minutes of a row or a translator; the minutes of a stopped run are not known."""
         spent = json.loads(self.minutes.read_text()) if self.minutes.is_file() else {}
         write_json(self.minutes, spent | {name: spent.get(name, 0) + minutes})
 
     def translator(self, name: str) -> Path:
-        """A learned translator's run, finished. One serves all seeds."""
+        """Return a learned translator's finished run. All seeds share it."""
         folder, row = self.out / "translators" / name, TRANSLATORS[name]
         words = ["--judge", self.train("baseline", 0)] if name == "cycada" else ["--feature-weights", self.weights]
         words = [*row.program, *row.options.split(), *words, "--day", self.days(row.day)]
         return self.translate_train(f"translator {name}", folder, *words)
 
     def translate_train(self, name: str, folder: Path, *words) -> Path:
-        """A run of a program for translators, finished."""
+        """Run a program that trains a translator, unless it has finished; return its folder."""
         if not (folder / "done").is_file():
             words += ("--config", self.translating, *self.night, "--out", folder)
             self.spend(name, run(*words))
@@ -147,7 +147,7 @@ class Table1:
         return folder
 
     def study(self) -> None:
-        """Short translators, each another in one choice, and what `measure.py` finds of them, in study/."""
+        """Train short translators that differ in one choice, and measure them by `measure.py`, in study/."""
         steps = round(STUDIED * json.loads(self.translating.read_text())["steps"])
         day, runs = ["--day", self.data / "camvid_day"], []
         for name, options in STUDY.items():
@@ -157,7 +157,7 @@ class Table1:
         run(HERE / "measure.py", *runs, *words, "--judge", self.train("baseline", 0), "--out", self.out / "study")
 
     def translations(self, name: str) -> Path:
-        """The labelled day images as one of the translators sees them."""
+        """Translate the labelled day images by one of the translators; return their folder."""
         folder = self.out / "translations" / name / "camvid_day"
         if not (folder.parent / "done").is_file():
             words = ["--in", self.data / "camvid_day", "--out", folder, "--model", self.translator(name)]
@@ -166,7 +166,7 @@ class Table1:
         return folder
 
     def train(self, row: str, seed: int) -> Path:
-        """The run of a row, finished and scored."""
+        """Train and score a row, unless its scores are there; return its run."""
         folder = self.out / "runs" / f"{row}-{seed}"
         if (folder / "scores.json").is_file():
             return folder
@@ -182,7 +182,7 @@ class Table1:
             self.seg_train(row, seed, self.data / "camvid_day", folder)
             entries = self.score(folder, [self.data / name for name in self.sets])
         write_json(folder / "scores.json", entries)
-        # the teacher and its record stay; two checkpoints of 30 MB a run do not
+        # keep the teacher and its record; delete each run's two checkpoints of 30 MB
         for checkpoint in folder.rglob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         return folder
@@ -197,7 +197,7 @@ class Table1:
         self.spend(f"{name}-{seed}", run(*row.program, *words, "--day", day, *self.night, "--out", folder))
 
     def days(self, names: str) -> Path:
-        """A data set of days, or one of links to the days of several, joined by +."""
+        """Return a data set of days; for several names joined by +, one with links to all their days."""
         if "+" not in names:
             return self.data / names
         for split in ("train", "val"):
@@ -206,7 +206,7 @@ class Table1:
         return self.out / names
 
     def half(self, i: int) -> Path:
-        """A data set of links: by day all training images, and one half of the dusk images; val is the other half."""
+        """Make a data set of links. train: the day training images and half of the dusk images; val: the other half."""
         tree = self.out / f"half-{i}"
         day, dusk = (load(str(self.data / name), self.data, "--data") for name in ("camvid_day", "camvid_dusk"))
         pairs = [list(zip(s.images, s.labels, strict=True)) for s in (day, dusk)]
@@ -219,18 +219,18 @@ class Table1:
         return tree
 
     def score(self, folder: Path, sets: list[Path]) -> list[dict]:
-        """What `eval` finds, and each image's counts, so that any classes can be averaged over any images later."""
+        """Score by `eval`; keep each image's counts, so that any classes can be averaged over any images later."""
         options = EvalOptions(model=[str(folder)], dataset=[str(path) for path in sets])
         results = compare(options, make_accelerator("auto"))[1]
         return [result.entry | {"of_images": result.of_images.tolist()} for result in results]
 
     def scores(self, row: str) -> list[dict]:
-        """Of each seed that is there: the entry of each data set, by its name."""
+        """Read the scores of each finished seed: the entry of each data set, by its name."""
         files = sorted(self.out.glob(f"runs/{row}-?/scores.json"))
         return [{Path(entry["dataset"]).name: entry for entry in json.loads(file.read_text())} for file in files]
 
     def report(self) -> str:
-        """The rows that are there, as Markdown: mean over seeds ± standard deviation [95 % interval over images]."""
+        """Write the finished rows as Markdown: mean over seeds ± standard deviation [95 % interval over images]."""
         lines = ["| training | seeds | " + " | ".join(f"{name} mIoU | acc." for name in self.sets) + " | CPU minutes |"]
         lines.append("|---|---|" + "---|" * (2 * len(self.sets) + 1))
         minutes = json.loads(self.minutes.read_text()) if self.minutes.is_file() else {}
@@ -244,7 +244,7 @@ class Table1:
         return "\n".join(lines + ["", self.images()])
 
     def images(self) -> str:
-        """Accuracy on each image of the target, seed 0."""
+        """Write a table of the accuracy on each image of the target, seed 0."""
         target = self.sets[0]
         rows = {row: seeds[0][target] for row in ROWS if (seeds := self.scores(row)) and row != "oracle"}
         names = [path.stem for path in load(str(self.data / target), self.data, "--data", splits=None).images]
@@ -255,7 +255,7 @@ class Table1:
         return "\n".join(lines)
 
     def figure(self, seed: int = 0, width: int = 320) -> None:
-        """figure.png: day | translated | image of the target | truth | what rows make of it."""
+        """Write figure.png: day | translated | image of the target | predictions of the rows | truth."""
         accelerator = make_accelerator("auto")
         target = load(str(self.data / self.sets[0]), self.data, "--data", splits=None, labelled=True)
         days = load(str(self.data / "camvid_day"), self.data, "--data").images
@@ -282,7 +282,7 @@ class Table1:
 
 
 def link_all(folder: Path, paths) -> None:
-    """Links by number, in this order, so that files of one name from several sets do not meet."""
+    """Link the files by number, in this order, so that files of the same name from several sets do not collide."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(paths):
         link = folder / f"{number:04d}{path.suffix}"
@@ -297,7 +297,7 @@ def hit_share(counts) -> float:
 
 
 def figures(seeds: list[dict]) -> tuple[str, str]:
-    """mIoU and accuracy of one row on one data set; of the hand-drawn labels five classes are read."""
+    """mIoU and accuracy of one row on one data set; on hand-drawn labels mIoU is over five classes."""
     names = seeds[0]["classes"]
     chosen = [names.index(name) for name in (FIVE if Path(seeds[0]["dataset"]).name.startswith("bdd") else names)]
     counts = [torch.tensor(seed["of_images"]) for seed in seeds]
@@ -313,11 +313,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared"))
     parser.add_argument("--out", type=Path, default=Path("runs/night"))
     parser.add_argument("--target", choices=TARGETS, default="night")
-    parser.add_argument("--recipe", choices=["cpu", "gpu"], default="cpu", help="the settings: *-cpu.json, *-gpu.json")
-    parser.add_argument("--seeds", type=int, default=1, help="how many: 0, 1, …")
+    parser.add_argument("--recipe", choices=["cpu", "gpu"], default="cpu", help="settings: *-cpu.json or *-gpu.json")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds: 0, 1, …")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS)[:5], metavar="ROW", help="; ".join(ROWS))
     parser.add_argument(
-        "--study", action="store_true", help="in place of rows: choices of the translator, by measure.py"
+        "--study", action="store_true", help="compare choices of the translator by measure.py; train no rows"
     )
     given = parser.parse_args()
     if "oracle" in given.rows and given.target != "dusk":

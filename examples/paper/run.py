@@ -1,7 +1,7 @@
-"""Every row of the paper's Table 1 on the real data, in order, and the table beside the paper's: see README.md.
+"""Run every row of the paper's Table 1 on the real data, and print the table beside the paper's: see README.md.
 
-Run it again to go on where it was stopped: trainings resume, `translate` makes what is missing, and a row that has been
-scored (OUT/results/ROW.json is there) is done.
+Run it again to continue after a stop: trainings resume, `translate` makes the missing images, and a scored row
+(OUT/results/ROW.json is there) is done.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DAYNIGHT = [sys.executable, "-m", "daynight"]
-# row: its name in Table 1, its translator, and the paper's mIoU and accuracy on Cityscapes and on Nighttime Driving
+# row: its name in Table 1, its translator, the paper's mIoU and accuracy on Cityscapes and on Nighttime Driving
 ROWS = {
     "baseline": ("Baseline - Daytime (CS)", None, (68.8, 94.7, 35.0, 80.0)),
     "baseline-equal-images": ("not in the paper: baseline, as many images as SSL", None, (None,) * 4),
@@ -30,10 +30,10 @@ ROWS = {
 
 
 def run(words: list[str]) -> None:
-    """Run a step; one that fails or is interrupted ends the script, with its exit status."""
+    """Run a step. If it fails or is interrupted, the script ends with its exit status."""
     print(f"\n$ {shlex.join(words)}", flush=True)
     process = subprocess.Popen(words)
-    # a training that is told to stop saves first: wait for it (Ctrl-C reaches it by itself, SIGTERM does not)
+    # a training saves before it stops, so wait for it (Ctrl-C reaches it by itself, SIGTERM does not)
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     code = process.wait()
@@ -42,7 +42,7 @@ def run(words: list[str]) -> None:
 
 
 def table(results: Path) -> str:
-    """Table 1 in Markdown: each value of ours, and the paper's behind it; "–" for what is not there."""
+    """Write Table 1 in Markdown: each value of ours followed by the paper's; "–" for a missing value."""
     columns = [f"{data} {score}" for data in ("Cityscapes", "Nighttime") for score in ("mIoU", "acc.")]
     lines = [["Method - Train Data", *(cell for column in columns for cell in (column, "paper"))]]
     for row, (name, _, papers) in ROWS.items():
@@ -59,15 +59,15 @@ def table(results: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", help="where cs, bdd, dz and nd lie; default: data, or what DAYNIGHT_DATA says")
+    parser.add_argument("--data-root", help="folder of cs, bdd, dz and nd; default: data, or DAYNIGHT_DATA's value")
     parser.add_argument("--out", default="runs/paper", type=Path, help="default: %(default)s")
     parser.add_argument(
         "--rows", nargs="*", choices=ROWS, default=list(ROWS), help="default: all; none: the table alone"
     )
     parser.add_argument(
         "--launch",
-        help='what starts the steps that share their work out over processes, as "accelerate launch -m daynight"; '
-        "the translators, trained on one image a step, run in one process",
+        help='command that starts the steps in several processes, such as "accelerate launch -m daynight"; '
+        "the translators train on one image a step, so they run in one process",
     )
     given = parser.parse_args()
     launched = shlex.split(given.launch) if given.launch else DAYNIGHT
@@ -78,7 +78,7 @@ def main() -> None:
         run([*start, command, "--config", str(HERE / f"{config}.json"), *root, *map(str, words)])
 
     todo = [row for row in given.rows if not (results / f"{row}.json").is_file()]
-    if todo:  # else days of training would come before a missing label is noticed
+    if todo:  # find a missing label now, not after days of training
         step(DAYNIGHT, "eval", "eval", "--dry-run")
     for row in todo:
         _, translator, _ = ROWS[row]

@@ -1,5 +1,5 @@
-"""The semantic loss of CyCADA (Hoffman et al. 2018) in the place of Eq. 10: a translator is trained as `daynight
-translate-train` does, with one more option, `--judge RUN`, the day model whose predictions are to survive translation.
+"""Train a translator with the semantic loss of CyCADA (Hoffman et al. 2018) instead of Eq. 10. It works as
+`daynight translate-train`, but needs `--judge RUN`: translation should keep the predictions of this day model.
 
 python cycada.py --judge runs/baseline --day … --night … --out runs/cycada
 """
@@ -19,13 +19,13 @@ from daynight.models.hub import load_model
 
 @dataclass(kw_only=True)
 class Options(TranslateTrainOptions):
-    """Train a translator with the semantic loss of CyCADA in the place of Eq. 10."""
+    """Train a translator with the semantic loss of CyCADA instead of Eq. 10."""
 
     judge: str = Model(..., "A run of seg-train on day images alone.")
 
 
 class Judge(nn.Module):
-    """Stands where the frozen feature network stands: its "features" are a segmentation network's logits."""
+    """Replaces the frozen feature network: its "features" are the logits of a segmentation network."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -37,7 +37,7 @@ class Judge(nn.Module):
         return [self.network(images)]
 
     def calibrate(self, batches) -> None:
-        """Cross-entropy needs no scale."""
+        """Do nothing: cross-entropy needs no scale."""
 
 
 def semantic(logits, fake_logits, scales):

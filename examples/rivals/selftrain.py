@@ -1,13 +1,13 @@
-"""Rivals of Eq. 15 from the paper's related work, everything else (networks, draws, Eq. 12, optimiser, teacher for the
-evaluation) as `daynight seg-train --ssl` has it, and its options.
+"""Train rivals of Eq. 15 from the paper's related work. Everything else (networks, draws, Eq. 12, optimiser, teacher
+for the evaluation) is as in `daynight seg-train --ssl`, with its options.
 
 python selftrain.py --method threshold|balanced|mixup --day … --night … --translated … --out runs/rival
 
-threshold: pseudo-labels (Lee 2013): the student's own class where its probability is at least 0.9.
-balanced: class-balanced self-training (Zou et al. 2018): of each class the same share of pixels, the surest, from 20 to
-  50 % over training. Where the original labels all images anew in rounds, the bounds here follow the last batches.
-mixup: interpolation consistency (Verma et al. 2019): on a mixture of two night images the student is to predict the
-  mixture of the teacher's predictions; mean squared difference, with `--lambda-ssl`.
+threshold: pseudo-labels (Lee 2013): the class that the student predicts, where its probability is at least 0.9.
+balanced: class-balanced self-training (Zou et al. 2018): the same share of each class's pixels, the most certain ones,
+  from 20 to 50 % over training. The original labels all images again in rounds; here the bounds follow the batches.
+mixup: interpolation consistency (Verma et al. 2019): on a mixture of two night images the student should predict the
+  mixture of the teacher's predictions; mean squared difference, weighted by `--lambda-ssl`.
 """
 
 import sys
@@ -37,11 +37,11 @@ METHODS = Literal["threshold", "balanced", "mixup"]
 class Options(SegTrainOptions):
     """Train a rival of Eq. 15 from the paper's related work."""
 
-    method: METHODS = Optimisation(..., "Which rival.")
+    method: METHODS = Optimisation(..., "The rival to train.")
 
 
 class Bounds:
-    """Of each class the probability above which a share of its predicted pixels lies, averaged over batches."""
+    """For each class the probability that a given share of its predicted pixels exceeds, averaged over batches."""
 
     def __init__(self, classes: int, device):
         self.values = torch.full((classes,), 0.9, device=device)
@@ -60,7 +60,7 @@ class Bounds:
 
 
 def pseudo_labels(seen, options: Options, done: float, bounds: Bounds):
-    """B×C×H×W probabilities → B×H×W train ids, 255 where they are not sure enough; `done` of the training, 0 to 1."""
+    """B×C×H×W probabilities → B×H×W train ids, 255 where they are uncertain. `done`: share of the training, 0 to 1."""
     probability, label = seen.max(1)
     if options.method == "threshold":
         return label.where(probability >= 0.9, 255)
@@ -68,7 +68,7 @@ def pseudo_labels(seen, options: Options, done: float, bounds: Bounds):
 
 
 def train(options: Options) -> None:
-    options.ssl = True  # night images are drawn
+    options.ssl = True  # so that night images are drawn
     run, root = Run(options), Path(options.data_root)
     days = {"day": load(options.day, root, "--day", time="day", labelled=True)}
     nights = [load(name, root, "--night", time="night") for name in options.night]
