@@ -122,7 +122,7 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
     notes = [*layout.notes, *remarks]
     if not images:
         wanted = f"{time} images" if keys and time else "images"
-        raise InputError("; ".join([f"{option}: no {wanted} in {looked_in}", *notes]))
+        raise InputError("; ".join([f"{option}: no {wanted} in {looked_in}; expected {layout.expected()}", *notes]))
 
     kind, files = layout.find_labels({keys.get(image) for image in images}, splits, labels, where)
     orphans = [files[key] for key in files.keys() - keys.values()]
@@ -167,7 +167,7 @@ def describe(name: str, data_root: Path, option: str) -> list[str]:
         part.notes = ()  # said above
         for split in part.splits:
             if not any(part.files(part.pattern, [split])):
-                lines.append(f"{name}: {part.name}, {split}, no images")
+                lines.append(f"{name}: {part.name}, {split or part.root}, no images")
                 continue
             found = _gather(name, part, [split], option)
             times = Counter(filter(None, map(part.time_of, found.images)))

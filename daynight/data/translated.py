@@ -125,10 +125,12 @@ class Draw:
         i = choose(len(photographs), g)
         image = photographs.levels(i)
         shape = tuple(image.shape[1:])
+        # read before anything more is drawn: a label that cannot be read leaves the generator where it is
+        labels = photographs.label(i, *shape) if name == "day" else None
         cut_from = self.place(shape, g)
         sample = {name: cut_from(image)}
-        if name == "day":
-            sample["labels"] = cut_from(photographs.label(i, *shape), fill=255)[0]
+        if labels is not None:
+            sample["labels"] = cut_from(labels, fill=255)[0]
         fake = self.source(DayCrop(name, i, sample[name], shape, cut_from, self.night), g) if self.source else None
         return sample if fake is None else sample | {f"fake_{name}": fake}
 

@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict:
             return content
         problem = "no object"
     except (OSError, ValueError, RecursionError) as error:
-        problem = error
+        problem = getattr(error, "strerror", None) or error
     raise InputError(f"{path}: cannot be read as a JSON object ({problem})")
 
 
@@ -118,9 +118,10 @@ def claim(folder: Path, name: str, record: dict) -> Lock:
     try:
         if path.is_file():
             before = read_json(path)
-            if changed := {key: before.get(key) for key in record if before.get(key) != record[key]}:
-                now = {key: record[key] for key in changed}
-                raise InputError(f"--out {folder}: was made with {changed}, not {now}; give another folder")
+            for key, value in record.items():
+                if before.get(key) != value:
+                    was = f"{key} {before.get(key)}, not {value}"
+                    raise InputError(f"--out {folder}: was made with {was}; give another folder")
         elif not is_free(folder):
             raise InputError(f"--out {folder}: not empty, and not made by this command; give another folder")
         lock = Lock(folder)

@@ -145,12 +145,14 @@ class Checkpoint:
                 part = old.with_name(f".{old.name}.part")
                 os.rename(old, part)
                 shutil.rmtree(part)
-        best = self.best.models if self.best else {}
-        written = {name: (model, step) for name, model in self.products.items()}
-        written |= {f"best/{name}": (model, self.best.step) for name, model in best.items()}
-        for name, (model, steps) in written.items():
+        for name, model in self.written().items():
             save_model(model, self.folder / name)
-            self.describe(self.folder / name, steps)
+            self.describe(self.folder / name, step if name in self.products else self.best.step)
+
+    def written(self) -> dict[str, torch.nn.Module]:
+        """The models that are written, by their folder in the run's: the products and their best."""
+        best = self.best.models if self.best else {}
+        return self.products | {f"best/{name}": model for name, model in best.items()}
 
     def bytes_when_full(self) -> tuple[int, int]:
         """What one checkpoint takes on disk, of all processes, and what the products take."""

@@ -143,7 +143,7 @@ class Run:
             self.logger.trackers.finish()
             for s, handler in handlers.items():
                 signal.signal(s, handler)
-        products = ", ".join(str(self.folder / name) for name in checkpoint.products)
+        products = ", ".join(str(self.folder / name) for name in checkpoint.written())
         say(f"{self.folder}: {self.total:,} steps done; {products}")
 
     def alive(self) -> None:
