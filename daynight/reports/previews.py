@@ -9,16 +9,22 @@ from daynight.data.transforms import to_image
 
 
 def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
-    """Rows of images in columns with captions. Every cell has room for the largest image and the longest caption."""
-    font, top, images = ImageFont.load_default(14), 24, [image for row in rows for image in row]
-    width = margin + max([int(font.getlength(caption)) for caption in captions] + [image.width for image in images])
-    height = margin + max(image.height for image in images)
-    sheet = Image.new("RGB", (width * len(captions) + margin, height * len(rows) + top), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, caption in enumerate(captions):
-        draw.text((margin + i * width, 3), caption, "black", font)
-        for j, row in enumerate(rows):
-            sheet.paste(row[i], (margin + i * width, top + j * height))
+    """Rows of images in columns with captions. A column is as wide as its widest image or its caption."""
+    font, y = ImageFont.load_default(14), 24
+    columns = list(zip(*rows, strict=True))
+    widths = [
+        max(int(font.getlength(caption)) + margin, *(image.width for image in column)) + margin
+        for caption, column in zip(captions, columns, strict=True)
+    ]
+    heights = [max(image.height for image in row) + margin for row in rows]
+    sheet = Image.new("RGB", (sum(widths) + margin, sum(heights) + y), "white")
+    draw, lefts = ImageDraw.Draw(sheet), [margin + sum(widths[:i]) for i in range(len(widths))]
+    for x, caption in zip(lefts, captions, strict=True):
+        draw.text((x, 3), caption, "black", font)
+    for row, height in zip(rows, heights, strict=True):
+        for x, image in zip(lefts, row, strict=True):
+            sheet.paste(image, (x, y))
+        y += height
     return sheet
 
 

@@ -254,7 +254,12 @@ def test_a_missing_or_damaged_file_is_named(resnet, tmp_path):
 
 
 def test_an_unknown_network_is_named():
-    assert "no network 'resnet_of_mine'" in build_refused("random", "resnet_of_mine")
+    assert "no network 'resnet_of_mine'" in build_refused("pretrained", "resnet_of_mine")
+    # with random weights the network itself says so: it may be one that timm lacks
+    with pytest.raises(ValueError, match="timm has no network 'resnet_of_mine'"):
+        build("random", make=lambda: DeepLabV2(NAMES, COLORS, "resnet_of_mine", 8, 8))
+    with pytest.raises(ValueError, match="timm has no network 'resnet_of_mine'"):
+        build("random", make=lambda: FeatureNetwork("resnet_of_mine", ("layer1",)))
 
 
 @pytest.fixture
