@@ -3,11 +3,12 @@
 import os
 from typing import TYPE_CHECKING, Literal
 
+from daynight.system import __version__
+
 if TYPE_CHECKING:
     from daynight.inference.predictors import Segmenter, Translator
 
-__version__ = "0.1.0"
-__all__ = ["load_generator", "load_segmenter"]
+__all__ = ["__version__", "load_generator", "load_segmenter"]
 
 
 def load_segmenter(path: "str | os.PathLike[str]", device: str | None = None) -> "Segmenter":

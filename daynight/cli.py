@@ -15,7 +15,8 @@ from typing import Annotated, get_type_hints
 
 import typer
 
-from daynight import __version__, config
+from daynight import config
+from daynight.system import __version__
 from daynight.system.errors import InputError, RunError
 from daynight.system.files import read_json
 

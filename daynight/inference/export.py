@@ -16,13 +16,13 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from daynight import __version__
 from daynight.config import ExportOptions, pair
 from daynight.data.transforms import resize_image
 from daynight.inference.tiles import tiled
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator, InstanceNorm, RowConv, UpConv
 from daynight.models.hub import find_model, identity, load_model
+from daynight.system import __version__
 from daynight.system.console import say
 from daynight.system.errors import InputError, RunError
 from daynight.system.files import replace

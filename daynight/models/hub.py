@@ -16,8 +16,8 @@ from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from daynight import __version__
 from daynight.config import is_size
+from daynight.system import __version__
 from daynight.system.errors import InputError
 from daynight.system.files import replace, write_json
 

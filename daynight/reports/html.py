@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from daynight import __version__
+from daynight.system import __version__
 
 # Okabe and Ito, "Color Universal Design" (2008); violet replaces their yellow and black, which a theme would hide
 PALETTE = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (213, 94, 0), (86, 180, 233), (204, 121, 167), (112, 64, 200)]

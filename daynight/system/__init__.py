@@ -1,1 +1,3 @@
 """Files, processes, the console, errors."""
+
+__version__ = "0.1.0"

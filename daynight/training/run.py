@@ -19,8 +19,8 @@ import timm
 import torch
 from accelerate.utils import set_seed
 
-from daynight import __version__
 from daynight.config import free
+from daynight.system import __version__
 from daynight.system.console import Meter, say
 from daynight.system.errors import InputError
 from daynight.system.files import Lock, is_free, write_json

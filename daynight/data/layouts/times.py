@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from daynight import __version__
+from daynight.system import __version__
 from daynight.system.errors import InputError
 from daynight.system.files import read_json, write_json
 
