@@ -58,7 +58,7 @@ def held_out(options, sets: dict[str, list[ImageSet]], root: Path, labelled=()) 
 
 def fingerprints(sets: dict[str, list[ImageSet]], held: dict[str, list[ImageSet]]) -> dict[str, str]:
     """For `Run.open`: option → what identifies the images that it names; and the same of all that are held out."""
-    named = {option: some for option, some in sets.items()}
+    named = dict(sets)
     if held:
         named["images to validate"] = [s for some in held.values() for s in some]
     return {name: " ".join(s.fingerprint() for s in some) for name, some in named.items()}
