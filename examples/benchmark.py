@@ -40,6 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from daynight.config import SegTrainOptions, TranslateTrainOptions, numbers
 from daynight.data.cache import Cache
+from daynight.data.formats import open_image
 from daynight.data.images import Images, Photographs, Writer
 from daynight.data.sampling import generator
 from daynight.data.transforms import cut, random_box, scaled, to_tensor
@@ -334,7 +335,7 @@ def plain_translate(model, paths: list[Path], out: Path, device) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         for path in paths:
-            image = np.asarray(Image.open(path).convert("RGB"))
+            image = np.asarray(open_image(path).convert("RGB"))
             batch = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(device).float() / 127.5 - 1
             result = (model(batch)[0] * 127.5 + 127.5).round().clamp(0, 255).byte()
             Image.fromarray(result.permute(1, 2, 0).cpu().numpy()).save(out / path.name)
@@ -473,7 +474,7 @@ def check_translate(folder: Path, device) -> None:
     plain_translate(plain, paths, folder / "plain", device)
     our_translate(ours, paths, folder / "ours", place(device, "no"))
     for path in paths:
-        a, b = (np.asarray(Image.open(folder / name / path.name)).astype(int) for name in ("plain", "ours"))
+        a, b = (np.asarray(open_image(folder / name / path.name)).astype(int) for name in ("plain", "ours"))
         agree("translate", np.abs(a - b).max() > 1, 0, 0)  # rounding may differ by a level
 
 

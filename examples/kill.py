@@ -25,10 +25,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from daynight.data.formats import open_image
 from daynight.demo import streets
 
 SMALL = "--size native --crop 32 --batch-size 2 --steps 10 --save-every 2 --log-every 3 --precision no"
@@ -120,7 +120,7 @@ def newest(out: Path) -> int:
     """Return the step of the newest checkpoint, 0 if there is none. Raises AssertionError unless all files with a final
     name are complete."""
     for path in out.rglob("[!.]*.png"):
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     checkpoints = sorted(out.glob("checkpoint-*"))
     for path in checkpoints:

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from daynight.data.formats import open_image
 from daynight.data.labels import CITYSCAPES, IGNORE, read_label, to_label_ids
 from daynight.system.errors import InputError
 
@@ -79,9 +80,10 @@ def is_below(path: Path, threshold: float, server: Server) -> np.ndarray:
     """Find where the confidence in a file is below a threshold, 0 to 1: H×W bool."""
     wanted = "wanted: 16 bits in one channel, as daynight predict --confidence writes"
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode, confidence = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    # Pillow answers damaged files with exceptions of any kind
+    except Exception as error:
         raise InputError(f"{path}: missing or damaged; {wanted}") from error
     if not mode.startswith("I"):
         raise InputError(f"{path}: {mode}; {wanted}")

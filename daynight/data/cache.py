@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg
 
+from daynight.data.formats import open_image
 from daynight.data.transforms import target_size
 from daynight.system.console import say, warn
 from daynight.system.files import replace
@@ -82,7 +83,7 @@ def look(path: Path, size: str) -> tuple[int, str]:
     with suppress(Exception):
         stat = os.stat(path)
         state = stat.st_size, stat.st_mtime_ns
-        with Image.open(path) as image:
+        with open_image(path) as image:
             pixels = math.prod(target_size(image.height, image.width, size))
     return pixels, f"{os.path.abspath(path)}\0{state}\0{size}"
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from daynight.data.cache import Cache
+from daynight.data.formats import FORMATS, open_image
 from daynight.data.labels import read_label
 from daynight.data.sets import ImageSet
 from daynight.data.transforms import resize_image, resize_label, scaled, target_size
@@ -35,13 +36,13 @@ class Images:
     def __getitem__(self, i: int) -> Image.Image:
         path = self.paths[i]
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return to_rgb(ImageOps.exif_transpose(image))
         # Pillow answers damaged files with exceptions of any kind
         except Exception as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if isinstance(error, UnidentifiedImageError):
-                reason = "in no format that Pillow knows" if path.stat().st_size else "the file is empty"
+                reason = f"none of {', '.join(FORMATS)}" if path.stat().st_size else "the file is empty"
             raise Unreadable(f"{path}: not a readable image ({reason})") from error
 
 
@@ -164,7 +165,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 def is_whole(path: Path) -> bool:
     """Whether an image is there and can be decoded to its last pixel."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
         return True
     # Pillow answers damaged files with exceptions of any kind

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from daynight.data.formats import open_image
 from daynight.system.errors import InputError, Unreadable
 
 IGNORE = 255
@@ -121,7 +121,7 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
         raise ValueError(f"label kind {kind!r}")
     wanted = f"{kind.value}s in one channel, {IGNORE} = ignore"
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode, values = image.mode, np.asarray(image)
             palette = [tuple(color) for color in np.reshape(image.getpalette() or [], (-1, 3)).tolist()]
     # Pillow answers damaged files with exceptions of any kind

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from daynight.data.formats import IMAGE_SUFFIXES
 from daynight.data.labels import CITYSCAPES, Classes, LabelKind, read_classes
-from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, Layout, counted
+from daynight.data.layouts.layout import FILE, Layout, counted
 from daynight.data.layouts.tree import locate, resolve, tagged_night
 from daynight.system.console import say
 from daynight.system.errors import InputError

@@ -8,6 +8,7 @@ from PIL import Image
 
 from daynight import segmentation, translation
 from daynight.config import DemoOptions, EvalOptions, SegTrainOptions, TranslateOptions, TranslateTrainOptions
+from daynight.data.formats import open_image
 from daynight.data.images import save_image
 from daynight.data.labels import Classes
 from daynight.demo import streets
@@ -70,7 +71,7 @@ def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:
     classes = Classes(*zip(*streets.CLASSES, strict=True))
 
     def images(folder: str) -> list[Image.Image]:
-        return [Image.open(data / folder / f"{i:05d}.png") for i in range(4)]
+        return [open_image(data / folder / f"{i:05d}.png") for i in range(4)]
 
     columns = {
         "labelled day": images("streets/images/val"),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from rich.table import Table
 
 from daynight.config import TrainingOptions, free
+from daynight.data.formats import open_image
 from daynight.data.images import Images
 from daynight.data.labels import read_label
 from daynight.data.sets import ImageSet
@@ -206,6 +206,6 @@ def panels(results: list[Result], image_set: ImageSet, folder: Path) -> Iterator
         for result, score in zip(results, scores[:, i].tolist(), strict=True):
             model = Path(result.entry["model"]).name
             place = folder / model / Path(image_set.name).name / "color" / inside.with_suffix(".png")
-            with Image.open(place) as prediction:
+            with open_image(place) as prediction:
                 figures.append(page.figure(prediction, f"{model}: {score:.1f}"))
         yield page.strip(inside.as_posix(), *figures)

@@ -5,8 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from daynight.data.formats import open_image
 from daynight.reports import html as page
 from daynight.system.files import replace
 
@@ -94,7 +93,7 @@ class Report:
             paths = [paths[round(i * (len(paths) - 1) / (PREVIEWS - 1))] for i in range(PREVIEWS)]
         figures = []
         for path in reversed(paths):
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 figures.append(page.linked(f"previews/{path.name}", image.size, f"step {int(path.stem):,}"))
         return figures
 

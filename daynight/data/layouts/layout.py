@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from daynight.data.formats import IMAGE_SUFFIXES
 from daynight.data.labels import COLORS, KINDS, LabelKind
 from daynight.system.errors import InputError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 SPLIT, FILE = "{split}", "**/*"
 SHOWN = "[!.]*"  # a glob pattern: what is not hidden
 
