@@ -3,8 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import nullcontext
-from itertools import product
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from daynight.config import EvalOptions, factors
 from daynight.data.images import Images, Writer
 from daynight.data.labels import CITYSCAPES, IGNORE, Classes, read_label
-from daynight.data.sets import ImageSet, announce, describe, load
+from daynight.data.sets import ImageSet, announce, describe, image_files, load
 from daynight.data.transforms import resize_label
 from daynight.evaluation.metrics import confusion_matrix, counts
 from daynight.evaluation.results import Result, fingerprint, summarise, table, write_page
@@ -158,20 +157,31 @@ class Predictions:
 
 def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
     """The prediction of each image: the PNG anywhere below `folder` that has the image's stem, or whose name begins
-    with the stem and "_". The stem may lack the ending of this data set's images (`_leftImg8bit`). If several fit, the
-    one in a folder of the same name as the image's counts.
+    with the stem and "_". The stem may lack the ending of this data set's images (`_leftImg8bit`).
 
-    Raises `InputError` if there is none, or several.
+    Each PNG belongs to the image of the longest such stem, also if that image is of another split; of images with the
+    same stem, to the one that shares most folder names with it. An image prefers a PNG of its whole stem, then one that
+    shares more folder names. Raises `InputError` if an image has no PNG, or several, or two images share one.
     """
-    index, found = defaultdict(list), []  # by (whether this is the whole stem, the beginning of the stem)
+    owners, claims, found, root = defaultdict(list), defaultdict(list), [], image_set.root
+    images = dict.fromkeys(image_set.images, True)  # whether it is of this set
+    with suppress(InputError):  # what cannot be listed owns nothing
+        images = dict.fromkeys(image_files(root), False) | images
+    for image in images:
+        for stem in {image.name, image.stem, image_set.stem(image)}:
+            owners[stem].append(image)
     for path in sorted(folder.rglob("*.[pP][nN][gG]")):
-        words = path.stem.split("_")
-        for end in range(1, len(words) + 1):
-            index[end == len(words), "_".join(words[:end])].append(path)
+        words, above = path.stem.split("_"), path.relative_to(folder).parts[-2::-1]
+        stem = next(filter(owners.get, ("_".join(words[:end]) for end in range(len(words), 0, -1))), None)
+        near = {
+            image: len(os.path.commonprefix([above, image.relative_to(root).parts[-2::-1]])) for image in owners[stem]
+        }
+        for image, shared in near.items():
+            if images[image] and shared == max(near.values()):
+                claims[image].append(((stem == path.stem, len(stem), shared), path))
     for image in image_set.images:
-        stems = image.stem, image_set.stem(image)
-        fitting = next((index[key] for key in product((True, False), stems) if key in index), [])
-        fitting = [path for path in fitting if path.parent.name == image.parent.name] or fitting
+        best = max(claims[image], default=(None,))[0]
+        fitting = [path for rank, path in claims[image] if rank == best]
         if len(fitting) > 1:
             raise InputError(f"--predictions {folder}: {fitting[0]} and {fitting[1]} are both of {image.name}")
         found.append(next(iter(fitting), None))
@@ -181,6 +191,10 @@ def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
             f"--predictions {folder}: no PNG for {found.count(None):,} of {len(found):,} images of {image_set.name}, "
             f"the first {first.name}; wanted: {image_set.stem(first)}.png anywhere below"
         )
+    if len(set(found)) < len(found):
+        path = max(found, key=found.count)
+        first, second, *_ = (image for image, other in zip(image_set.images, found, strict=True) if other == path)
+        raise InputError(f"--predictions {folder}: {path} is of both {first} and {second}; make folders as theirs")
     return found
 
 

@@ -142,6 +142,106 @@ def test_predictions_that_are_refused(home, tmp_path):
     assert "--size" in daynight(f"eval --dataset nd --predictions {tmp_path}/p --size 24", home).line
 
 
+def images(root, *names, split="val"):
+    """A data set of these images; of image k every pixel is labelled k, so that another's prediction is wrong."""
+    trees.folder(root, train=0, val=0)
+    for number, name in enumerate(names):
+        trees.image(root / f"images/{split}/{name}.jpg")
+        write(root / f"labels/{split}/{name}.png", np.full(trees.SIZE, number))
+
+
+def predict_all(folder, *names):
+    for number, name in enumerate(names):
+        write(folder / f"{name}.png", np.full(trees.SIZE, number))
+
+
+BURST = ("IMG_20230101_120000", "IMG_20230101_120000_1", "IMG_20230101_120000_1_2")
+
+
+@pytest.mark.parametrize("form", ["{}", "{}_pred", "{}_x_y", "{}.jpg", "deep/{}"])
+def test_a_burst_has_its_own_predictions(form, home, tmp_path):
+    """The name of one image begins with another's: whatever the predictions' ending, the longest name counts."""
+    images(tmp_path / "own", *BURST)
+    predict_all(tmp_path / "p", *map(form.format, BURST))
+    (entry,), _ = score(home, f"--dataset {tmp_path}/own --predictions {tmp_path}/p", tmp_path)
+    assert entry["accuracy"] == 100
+
+
+@pytest.mark.parametrize("form", ["{}", "{}_pred"])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_no_prediction_of_another_image_is_taken(form, missing, home, tmp_path):
+    images(tmp_path / "own", *BURST)
+    predict_all(tmp_path / "p", *map(form.format, BURST))
+    (tmp_path / "p" / f"{form.format(BURST[missing])}.png").unlink()
+    refused = daynight(f"eval --dataset {tmp_path}/own --predictions {tmp_path}/p", home).line
+    assert f"no PNG for 1 of 3 images of {tmp_path}/own, the first {BURST[missing]}.jpg" in refused
+
+
+def test_nor_one_of_an_image_that_is_not_scored(home, tmp_path):
+    """The other image is of another split, or has no label."""
+    for split, labelled in (("train", True), ("val", False)):
+        root, folder = tmp_path / split / "own", tmp_path / split / "p"
+        images(root, "a", "b")
+        trees.image(root / f"images/{split}/a_1.jpg")
+        if labelled:
+            trees.label(root / f"labels/{split}/a_1.png", [0])
+        predict_all(folder, "a_1", "b")
+        line = f"eval --dataset {root} --predictions {folder}"
+        assert "no PNG for 1 of 2 images" in daynight(line, home).line
+        predict_all(folder, "a")
+        assert daynight(line, home).code == 0
+
+
+def test_predictions_with_the_ending_of_the_data_set(home, tmp_path):
+    """Cityscapes' frames, here a_000001 and a_000001_000019, with and without _leftImg8bit."""
+    frames = [f"frankfurt_{frame}" for frame in ("000001", "000001_000019")]
+    for name in frames:
+        trees.image(tmp_path / f"cs/leftImg8bit/val/frankfurt/{name}_leftImg8bit.png")
+        write(tmp_path / f"cs/gtFine/val/frankfurt/{name}_gtFine_labelTrainIds.png", np.full(trees.SIZE, 0))
+    for form in ("{}", "{}_leftImg8bit", "{}_leftImg8bit_pred", "{}_pred"):
+        folder, line = tmp_path / form, f"--dataset {tmp_path}/cs --predictions {tmp_path}/{form}"
+        for name in frames[1:]:
+            predict_all(folder, form.format(name))
+        assert f"the first {frames[0]}_leftImg8bit.png" in daynight(f"eval {line}", home).line
+        predict_all(folder, form.format(frames[0]))
+        (entry,), _ = score(home, line, tmp_path)
+        assert entry["accuracy"] == 100
+
+
+def test_images_of_one_name_in_several_folders(home, tmp_path):
+    """A prediction belongs to the image that shares most folder names with it; none serves two images."""
+    names, line = ("x/a", "y/a", "x/deep/a"), f"--dataset {tmp_path}/own --predictions {tmp_path}/p"
+    images(tmp_path / "own", *names)
+    predict_all(tmp_path / "p", *names)
+    (entry,), _ = score(home, line, tmp_path)
+    assert entry["accuracy"] == 100
+    (tmp_path / "p/y/a.png").unlink()
+    assert "no PNG for 1 of 3 images" in daynight(f"eval {line}", home).line
+    shutil.rmtree(tmp_path / "p")
+    predict_all(tmp_path / "p", "a")
+    assert re.search(r"p/a.png is of both \S+/a.jpg and \S+/a.jpg", daynight(f"eval {line}", home).line)
+
+
+def test_a_split_that_was_not_predicted_takes_nothing_of_another(home, tmp_path):
+    """What an interrupted `predict` leaves: images of train and val have the same names, and only train is there."""
+    assert daynight(f"predict --in own --out {tmp_path}/p --model three", home).code == 0
+    line = f"--dataset own --predictions {tmp_path}/p"
+    assert score(home, line, tmp_path)[0][0]["images"] == 2
+    shutil.rmtree(tmp_path / "p/ids/images/val")
+    assert "no PNG for 2 of 2 images" in daynight(f"eval {line}", home).line
+
+
+def test_images_that_differ_by_their_suffix_alone(home, tmp_path):
+    """`predict` keeps the suffixes in the names of its PNGs."""
+    images(tmp_path / "own", "a", "b")
+    trees.image(tmp_path / "own/images/val/a.png")
+    assert daynight(f"predict --in {tmp_path}/own --out {tmp_path}/p --model three", home).code == 0
+    assert (tmp_path / "p/ids/images/val/a.jpg.png").is_file()
+    line = f"--dataset {tmp_path}/own --predictions {tmp_path}/p --model three"
+    ours, of_model = score(home, line, tmp_path)[0]
+    assert scores([ours]) == scores([of_model])
+
+
 def test_a_model_and_predictions_stand_in_one_table(home, tmp_path):
     assert daynight(f"predict --in nd --out {tmp_path}/p --model b", home).code == 0
     found, out = score(home, f"--dataset nd --model a --predictions {tmp_path}/p", tmp_path)
