@@ -17,7 +17,7 @@ Dark Zurich: labelTrainIds/, labelTrainIds_invalid/ and confidence/ at the root 
   Not known: why the server missed files in the zips of BiMix issue 7 and DANNet issue 17.
 
 The files get the shortest names that the servers find: city_123456_123456.png, sequence_frame_123456.png. The classes
-must be the 19 of Cityscapes; this cannot be checked, because the folder of predictions does not name them.
+must be the 19 of Cityscapes, which prediction.json tells.
 """
 
 import argparse
@@ -104,9 +104,13 @@ def submit(name: str, predictions: Path, out: Path, invalid_below: float | None)
     if out.exists() or not out.parent.is_dir():
         raise InputError(f"--out {out}: wanted: a new file, in a folder that exists")
     try:
-        kind = json.loads((predictions / "prediction.json").read_text(encoding="utf-8"))["ids"]
+        made = json.loads((predictions / "prediction.json").read_text(encoding="utf-8"))
+        kind, classes = made["ids"], made["classes"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"--predictions {predictions}: no folder that daynight predict wrote") from error
+    if classes != list(CITYSCAPES.names):
+        has = json.dumps(classes, ensure_ascii=False)
+        raise InputError(f"--predictions {predictions}: classes {has}; wanted: the 19 of Cityscapes, in their order")
     server, folder = SERVERS[name], predictions / "ids"
     found = find(folder, server)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")

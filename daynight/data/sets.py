@@ -12,8 +12,8 @@ from daynight.data.formats import IMAGE_SUFFIXES
 from daynight.data.labels import CITYSCAPES, Classes, LabelKind, read_classes
 from daynight.data.layouts.layout import FILE, Layout, counted
 from daynight.data.layouts.tree import locate, resolve, tagged_night
-from daynight.system.console import say
-from daynight.system.errors import InputError
+from daynight.system.console import say, warn
+from daynight.system.errors import InputError, Unlabelled
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ def load(
         layout, time = layout.parts()[-1], "night"
     elif labelled or splits is None or not layout.splits:
         layout = layout.labelled()
-    return _gather(name, layout, _choose(layout, splits, where), option, time, labels, labelled)
+    chosen = _choose(layout, splits, where)
+    for split in layout.imageless() if splits is None else ():
+        if split not in chosen and _scored({*layout.splits, split}) == split:
+            warn(f"{where}: {split} has labels and no images, so {chosen[0] or layout.root} is read")
+    return _gather(name, layout, chosen, option, time, labels, labelled)
 
 
 def _choose(layout: Layout, splits: Sequence[str] | None, where: str) -> list[str | None]:
@@ -136,7 +140,7 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
         kind = None
     if labelled and not kind:
         message = f"{where}: no labels for the images in {looked_in}; expected {layout.expected()}"
-        raise InputError("; ".join([message, *notes]))
+        raise Unlabelled("; ".join([message, *notes]))
     classes, file = None if layout.own_classes else CITYSCAPES, root / "classes.json"
     if kind and layout.own_classes:
         if labelled or file.exists():
@@ -154,33 +158,37 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
     return ImageSet(name, root, layout.name, split, images, paths, kind, classes, notes, ending)
 
 
-def describe(name: str, data_root: Path, option: str) -> list[str]:
+def describe(
+    name: str, data_root: Path, option: str, labels: str | None = None, scored: str | None = None
+) -> list[str]:
     """What a data set holds, in lines: its splits, their images by time of day, remarks, and the split that is scored.
 
+    `labels` as of `load`; `scored`: the split, if it is not the one that `load` chooses.
     Raises InputError as `load` does.
     """
     if tagged_night(name, data_root):
-        found = load(name, data_root, option, splits=None)
+        found = load(name, data_root, option, splits=(scored,) if scored else None, labels=labels)
         return [str(found), *found.notes]
     layout = locate(resolve(name, data_root, option))
-    lines, scored = [f"{name}: {note}" for note in layout.notes], []
+    lines, last = [f"{name}: {note}" for note in layout.notes], []
     for part in layout.parts():
-        part.notes = ()  # said above
-        for split in part.splits:
-            if not any(part.files(part.pattern, [split])):
-                lines.append(f"{name}: {part.name}, {split or part.root}, no images")
+        part.notes, imageless = (), part.imageless()  # the notes are said above
+        for split in dict.fromkeys((*part.splits, *imageless)):
+            if split in imageless or not any(part.files(part.pattern, [split])):
+                but = ", but labels" * (split in imageless)
+                lines.append(f"{name}: {part.name}, {split or part.root}, no images{but}")
                 continue
-            found = _gather(name, part, [split], option)
+            found = _gather(name, part, [split], option, labels=labels)
             times = Counter(filter(None, map(part.time_of, found.images)))
             lines += [str(found), *found.notes]
             lines += [f"  {time}: {counted(times[time], 'image')}" for time in sorted(times)]
-            if found.label_kind and split == _scored(part.splits):
-                scored = [f"{name}: eval scores {part.name}, {split}"]
+            if found.label_kind and split == (scored or _scored(part.splits)):
+                last = [f"{name}: eval scores {part.name}, {split}"]
     try:
         layout.choose([], ["<split>"], "night", name)
     except InputError as error:  # which files would tell the time of day
         lines.append(str(error))
-    return lines + scored
+    return lines + last
 
 
 def image_files(root: Path) -> tuple[Path, ...]:

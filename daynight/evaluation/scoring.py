@@ -11,7 +11,7 @@ import torch
 
 from daynight.config import EvalOptions, factors
 from daynight.data.images import Images, Writer
-from daynight.data.labels import CITYSCAPES, IGNORE, Classes, read_label
+from daynight.data.labels import CITYSCAPES, IGNORE, LABEL_ID_OF, Classes, read_label
 from daynight.data.sets import ImageSet, announce, describe, image_files, load
 from daynight.data.transforms import resize_label
 from daynight.evaluation.metrics import confusion_matrix, counts
@@ -21,8 +21,8 @@ from daynight.models.deeplab import DeepLabV2
 from daynight.models.hub import classes_of, find_model, identity, load_model
 from daynight.reports.card import CARD, add_results
 from daynight.reports.previews import grid, label_image
-from daynight.system.console import counted, say, show
-from daynight.system.errors import InputError
+from daynight.system.console import counted, say, show, warn
+from daynight.system.errors import InputError, Unlabelled
 from daynight.system.files import Lock, read_json, write_json
 from daynight.system.processes import gathered, make_accelerator, together
 
@@ -71,30 +71,41 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator
     return sets, (score(*pair, options, accelerator) for pair in pairs), runs
 
 
-def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet:
+def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None:
+    """What is scored of a data set. Unless `labelled`, None where it has no labels. Raises `InputError` where all
+    pixels of its labels are ignored, as in Cityscapes' test set."""
     splits, root = (options.split,) if options.split else None, Path(options.data_root)
-    return load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=labelled)
+    try:
+        found = load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)
+    except Unlabelled:
+        if labelled:
+            raise
+        return None
+    if not any((read_label(path, found.label_kind, found.classes) != IGNORE).any() for path in found.labels):
+        what = f"the labels of {found.split or 'all its images'} ignore every pixel, so there is nothing to score"
+        raise InputError(f"--dataset {name}: {what}; give another --split or --labels")
+    return found
 
 
 def check_data(options: EvalOptions) -> None:
     """Say what each data set holds, and read every label that would be scored."""
     for name in options.dataset:
-        for line in describe(name, Path(options.data_root), "--dataset"):
+        for line in describe(name, Path(options.data_root), "--dataset", options.labels, options.split):
             say(line)
         image_set = load_set(name, options, labelled=False)
-        images, numbers = Images(image_set.images), [i for i, label in enumerate(image_set.labels) if label]
-        if not numbers:
+        if not image_set:
             say(f"{name}: no labels, so nothing to score")
             continue
-        pixels = []
-        for i in counted(numbers, len(numbers), "labels"):
-            labels = read_label(image_set.labels[i], image_set.label_kind, image_set.classes, images[i].size[::-1])
+        images, pixels = Images(image_set.images), []
+        for i, path in counted(enumerate(image_set.labels), len(images), "labels"):
+            labels = read_label(path, image_set.label_kind, image_set.classes, images[i].size[::-1])
             pixels.append(np.bincount(labels.ravel(), minlength=256))
-        of_class = np.stack(pixels)[:, : len(image_set.classes)]
-        shares = 100 * of_class.sum(0) / np.sum(pixels)
+        of_class, total = np.stack(pixels)[:, : len(image_set.classes)], np.sum(pixels)
         say(f"{name}: label set {fingerprint(torch.from_numpy(of_class))}; share of pixels, %:")
-        shown = [f"{c} {share:.2g}" for c, share in zip(image_set.classes.names, shares, strict=True)]
-        say(f"  {', '.join(shown)}; ignored {100 - shares.sum():.2g}")
+        parts = [*zip(image_set.classes.names, of_class.sum(0), strict=True), ("ignored", total - of_class.sum())]
+        # two digits that count, never as 1e-05
+        shown = [f"{c} {np.format_float_positional(100 * n / total, 2, False, False, '-')}" for c, n in parts]
+        say(f"  {', '.join(shown[:-1])}; {shown[-1]}")
 
 
 class Model:
@@ -134,6 +145,7 @@ class Predictions:
 
     def __init__(self, name: str, options: EvalOptions, sets: list[ImageSet]):
         folder, self.name, self.ids, self.resize = Path(name), name, options.ids, options.resize
+        self.doubted = options.ids == "labelIds"
         if not folder.is_dir():
             raise InputError(f"--predictions {name}: no such folder")
         # `daynight predict` writes down what its PNGs hold
@@ -144,7 +156,8 @@ class Predictions:
         self.found = {image_set.name: find_predictions(folder, image_set) for image_set in sets}
 
     def predict(self, image_set: ImageSet, numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
-        """As `Model.predict`, at the size of each image's label."""
+        """As `Model.predict`, at the size of each image's label. Warns of label ids that look like train ids."""
+        highest = 0
         for i in numbers:
             path = self.found[image_set.name][i]
             labels = read_label(path, self.ids or "trainIds", image_set.classes)
@@ -152,7 +165,10 @@ class Predictions:
             if labels.shape != shape and not self.resize:
                 has, wanted = ("x".join(map(str, sizes)) for sizes in (labels.shape, shape))
                 raise InputError(f"{path}: {has} (height x width) for a label of {wanted}; --resize resizes it")
+            highest = max(highest, self.doubted and int(LABEL_ID_OF[labels].max()))
             yield i, torch.from_numpy(resize_label(labels, *shape).copy())
+        if self.doubted and max(gathered(highest)) <= 18:
+            warn(f"--predictions {self.name}: no id is above 18, as in train ids; --ids labelIds may be wrong")
 
 
 def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:

@@ -11,6 +11,10 @@ class Unreadable(InputError):
     """A file cannot be decoded. `--skip-unreadable` goes on without it."""
 
 
+class Unlabelled(InputError):
+    """A data set has no labels."""
+
+
 class RunError(Exception):
     """A run that had begun cannot go on. The message names the cause and what is left. Exit status 1."""
 

@@ -522,7 +522,9 @@ def test_describe_cityscapes(tmp_path):
     ]
     shutil.rmtree(root / "leftImg8bit")
     (root / "leftImg8bit").mkdir()
-    assert describe("cs", tmp_path, "--dataset") == []
+    assert describe("cs", tmp_path, "--dataset") == [
+        f"cs: Cityscapes, {split}, no images, but labels" for split in ("train", "val")
+    ]
     assert "leftImg8bit/<split>/" in message(load, "cs", tmp_path, "--dataset", splits=None)
 
 

@@ -408,13 +408,55 @@ def test_label_sets_are_told_apart(home, tmp_path):
     assert changed["label_set"] != of_2018["label_set"]
 
 
+def test_labels_that_ignore_every_pixel_are_refused(home, tmp_path):
+    """Cityscapes' labels of test are dummies. If some image has a labelled pixel, the others may be void."""
+    root = trees.cityscapes(tmp_path / "cs", train=0, train_extra=0)
+    for top in ("leftImg8bit", "gtFine"):
+        (root / top / "val").rename(root / top / "test")
+    labels = sorted(root.rglob("*_labelIds.png"))
+    for path in labels:
+        write(path, np.where(np.arange(96) < 48, 0, 3) * np.ones((48, 1)))  # 'unlabeled', 'out of roi'
+    for words in ("--model a", f"--predictions {tmp_path}/none", "--dry-run", "--dataset own --model a"):
+        (tmp_path / "none").mkdir(exist_ok=True)
+        result = daynight(f"eval --dataset {root} {words} --json {tmp_path}/none.json", home)
+        assert f"--dataset {root}: the labels of test ignore every pixel" in result.line
+        assert "mIoU" not in result.out and not (tmp_path / "none.json").exists()
+    values = pixels(labels[1])
+    values[0, 0] = 7
+    write(labels[1], values)
+    (entry,), _ = score(home, f"--dataset {root} --model a", tmp_path)
+    assert entry["images"] == 2 and entry["miou"] in (0, 100)
+
+
 def test_nothing_labelled_is_no_score(home, tmp_path):
-    root = trees.nighttime_driving(tmp_path / "nd", count=2)
-    for path in root.rglob("*_labelTrainIds.png"):
-        write(path, np.full(trees.SIZE, 255))
-    (entry,), out = score(home, f"--dataset {root} --model a", tmp_path)
+    """The labels show classes, and none that the model has."""
+    (tmp_path / "map.json").write_text(json.dumps({name: None for name, _ in trees.CLASSES} | {"car": "train"}))
+    (entry,), out = score(home, f"--dataset nd --model three --class-map {tmp_path}/map.json", tmp_path)
     assert (entry["miou"], entry["accuracy"], entry["miou_interval"]) == (None, None, None)
     assert set(entry["iou"].values()) == {None} and "–" in out
+
+
+IDS = "no id is above 18, as in train ids; --ids labelIds may be wrong"
+
+
+def test_label_ids_that_look_like_train_ids(home, tmp_path):
+    """A warning, for the folder; none where an id is above 18, where they are said to be train ids or are recorded."""
+    for name, values in {"train": (0, 10, 13, 255), "label": (7, 23, 26, 0), "low": (7, 11, 255, 18)}.items():
+        for i in range(3):
+            write(tmp_path / name / f"{i}_frame_{i:04}.png", np.repeat(values, 24) * np.ones((48, 1)))
+    for name, words, warned in [
+        ("train", "--ids labelIds", True),
+        ("low", "--ids labelIds", True),
+        ("label", "--ids labelIds", False),
+        ("train", "", False),
+    ]:
+        result = daynight(f"eval --dataset nd --predictions {tmp_path}/{name} {words}", home)
+        assert result.err == f"warning: --predictions {tmp_path}/{name}: {IDS}\n" * warned and result.code == 0
+    (tmp_path / "low/prediction.json").write_text(json.dumps({"ids": "labelIds"}))
+    (tmp_path / "low/ids").mkdir()
+    for path in (tmp_path / "low").glob("*.png"):
+        path.rename(path.parent / "ids" / path.name)
+    assert daynight(f"eval --dataset nd --predictions {tmp_path}/low", home).err == ""
 
 
 def test_dry_run_reads_the_labels(home, tmp_path):
@@ -430,6 +472,66 @@ def test_dry_run_reads_the_labels(home, tmp_path):
     broken = sorted((tmp_path / "cs/gtFine/val").rglob("*.png"))[-1]
     write(broken, np.full(trees.SIZE, 77))
     assert broken.name in daynight(f"eval --dry-run --dataset {tmp_path}/cs", home).line
+
+
+def test_dry_run_describes_the_labels_that_are_asked_for(home, tmp_path):
+    for kind, other in (("labelIds", "labelTrainIds"), ("labelTrainIds", "labelIds")):
+        result = daynight(f"eval --dry-run --dataset nd --labels {kind}", home)
+        assert (
+            result.code == 0 and f"nd: Nighttime Driving, test, 3 images, 3 labels ({kind}), 19 classes" in result.out
+        )
+        assert f"({other})" not in result.out and "of 2018" not in result.out
+        (entry,), _ = score(home, f"--dataset nd --model a --labels {kind}", tmp_path)
+        assert entry["label_set"] in result.out
+    result = daynight("eval --dry-run --dataset cs --split train", home)
+    assert "cs: eval scores Cityscapes, train" in result.out and result.code == 0
+    trees.bdd100k(tmp_path / "bdd", ten_k=2)  # the set without labels, which comes first, has the split too
+    result = daynight(f"eval --dry-run --dataset {tmp_path}/bdd --split train", home)
+    (entry,), _ = score(home, f"--dataset {tmp_path}/bdd --split train --model a", tmp_path)
+    assert entry["label_set"] in result.out and "BDD100K 10k, train" in result.out
+
+
+def test_dry_run_writes_shares_as_people_do(home, tmp_path):
+    root = trees.nighttime_driving(tmp_path / "nd", count=1)
+    path = next(root.rglob("*_labelTrainIds.png"))
+    truth = np.full(trees.SIZE, 255)
+    truth[0, 0] = 0
+    for values, shown in ((truth, ["road 0.022", "sky 0", "ignored 100"]), (truth * 0, ["road 100", "ignored 0"])):
+        write(path, values)
+        (line,) = daynight(f"eval --dry-run --dataset {root}", home).out.splitlines()[-1:]
+        assert set(shown) <= set(re.split("[,;] ", line.strip())), line
+    for number in range(19):  # thirds and sevenths leave a rest of 2.8e-14
+        truth[:, number * 5 : number * 5 + 5] = number
+    truth[:, 95] = 18
+    write(path, truth)
+    (line,) = daynight(f"eval --dry-run --dataset {root}", home).out.splitlines()[-1:]
+    assert "e-" not in line and line.endswith("ignored 0") and "road 5.2" in line
+
+
+@pytest.mark.parametrize("left", ["train", "test"])
+def test_a_split_with_labels_and_no_images_is_told(left, home, tmp_path):
+    """What an interrupted unzip leaves: the labels of val and, of the images, another split."""
+    root = trees.cityscapes(tmp_path / "cs", train_extra=0)
+    for top in ("leftImg8bit", "gtFine"):
+        (root / top / "train").rename(root / top / left) if left != "train" else None
+    shutil.rmtree(root / "leftImg8bit/val")
+    said = f"warning: --dataset: {root}: val has labels and no images, so {left} is read\n"
+    result = daynight(f"eval --dataset {root} --model a", home)
+    assert (result.code, result.err) == (0, said) and f"{root}: Cityscapes, {left}, 4 images" in result.out
+    result = daynight(f"eval --dataset {root} --dry-run", home)
+    assert (result.code, result.err) == (0, said) and "Cityscapes, val, no images, but labels" in result.out
+    assert f"eval scores Cityscapes, {left}" in result.out
+    result = daynight(f"eval --dataset {root} --model a --split {left}", home)  # as was asked
+    assert (result.code, result.err) == (0, "")
+    (root / "leftImg8bit/val").mkdir()
+    assert f"no images in {root}, val" in daynight(f"eval --dataset {root} --model a", home).line
+
+
+def test_labels_of_a_split_that_is_not_wanted_are_no_news(home, tmp_path):
+    """Cityscapes' labels come with those of test, whose images few have unpacked."""
+    root = trees.cityscapes(tmp_path / "cs", train_extra=0)
+    shutil.copytree(root / "gtFine/val", root / "gtFine/test")
+    assert score(home, f"--dataset {root} --model a", tmp_path)[0][0]["split"] == "val"
 
 
 def test_label_ids_of_void_are_ignored(home, tmp_path):

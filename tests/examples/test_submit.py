@@ -59,8 +59,12 @@ def draw(folder, server, ids="trainIds"):
             stripes(LABEL_IDS if ids == "labelIds" else TRAIN_IDS, size, shift=100 * number),
         )
         drawn[pattern] = stripes(TRAIN_IDS, size, shift=100 * number), confidence
-    (folder / "prediction.json").write_text(json.dumps({"model": "0123456789ab", "size": "native", "ids": ids}))
+    (folder / "prediction.json").write_text(json.dumps(record(ids)))
     return drawn
+
+
+def record(ids="trainIds", classes=CITYSCAPES.names):
+    return {"model": "0123456789ab", "size": "native", "ids": ids, "classes": list(classes)}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +178,7 @@ def ignored(folder, image):
 
 def void(folder, image):
     save(folder / f"ids/{image}.png", stripes((7, 5), (1080, 1920)))
-    (folder / "prediction.json").write_text('{"ids": "labelIds"}')
+    (folder / "prediction.json").write_text(json.dumps(record("labelIds")))
 
 
 def colours(folder, image):
@@ -218,6 +222,21 @@ def other_json(folder, image):
     (folder / "prediction.json").write_text("[]")
 
 
+def of_classes(*names):
+    def spoil(folder, image):
+        (folder / "prediction.json").write_text(json.dumps(record(classes=names)))
+
+    return spoil
+
+
+def no_classes(folder, image):
+    (folder / "prediction.json").write_text('{"ids": "trainIds"}')
+
+
+def odd_classes(folder, image):
+    (folder / "prediction.json").write_text(json.dumps(record() | {"classes": 19}))
+
+
 def empty(folder, image):
     shutil.rmtree(folder / "ids")
 
@@ -231,6 +250,10 @@ def empty(folder, image):
         (smaller_confidence, "confidence/ {image} 960x540 1920x1080"), (damaged_confidence, "confidence/ {image}"),
         (of_another_set, "berlin GOPR0364_frame_000001"), (with_its_reference, "{image} _ref_rgb_anon.png"),
         (no_prediction, "--predictions predict"), (other_json, "--predictions predict"), (empty, "--predictions ids"),
+        (of_classes("sky", "road", "car"), "--predictions classes road car Cityscapes"),
+        (of_classes(*CITYSCAPES.names[::-1]), "--predictions classes order Cityscapes"),
+        (of_classes(*CITYSCAPES.names[:18]), "--predictions classes Cityscapes"), (no_classes, "--predictions predict"),
+        (odd_classes, "--predictions classes 19 Cityscapes"),
     ],
 )  # fmt: skip
 def test_refused(spoil, words, labelled, run, tmp_path):

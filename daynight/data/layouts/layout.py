@@ -87,6 +87,17 @@ class Layout:
                     suffix = "" if "." in ending else path.suffix
                     yield (split, stem.removesuffix(suffix).removesuffix(ending)), path
 
+    def imageless(self) -> list[str]:
+        """The splits that have labels and no images, as an interrupted unpacking leaves them."""
+        found = set()
+        for _, pattern in self.labels:
+            before, ending = pattern.split(FILE)
+            for split, name in self._splits_of(pattern).items():
+                files = walk(self.root / before.replace(SPLIT, name)) if name and split not in found else ()
+                if any(path.name.endswith(ending) for path in files):
+                    found.add(split)
+        return sorted(s for s in found if s not in self.splits or not any(self.files(self.pattern, [s])))
+
     def find_labels(self, keys: set, splits: Sequence[str | None], labels: str | None, where: str):
         """The first kind that any of the images with these keys has a label of, and its files: {key: path}.
 
