@@ -129,6 +129,7 @@ class TrainingOptions(Options):
     validate_every: int = Output(1000, "Steps between validations; 0: never, and no images are held out.", min=0)
     validate_images: int = Output(100, "At most so many day and night images of val, else a tenth of the set.", min=1)
     log: list[str] = Output([], "Log to one of Accelerate's trackers: tensorboard, wandb, …; repeatable.", free=True)
+    card_preview: bool = Output(False, "Put a preview (training images) into model folders: mind licences.", free=True)
     dry_run: bool = Output(False, "Read all files, run two steps, tell memory, time, disk; write nothing.", free=True)
     compile: bool = Advanced(False, "Run the networks through torch.compile: faster on a GPU, minutes to begin.")
     stall_minutes: float = Advanced(30.0, "End a run whose step takes longer; 0: never.", min=0, max=525_600, free=True)

@@ -37,7 +37,7 @@ class Images:
         path = self.paths[i]
         try:
             with open_image(path) as image:
-                return to_rgb(ImageOps.exif_transpose(image))
+                return upright(image)
         # Pillow answers damaged files with exceptions of any kind
         except Exception as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -46,11 +46,12 @@ class Images:
             raise Unreadable(f"{path}: not a readable image ({reason})") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode in 8 bits a channel: of 16-bit grey 65535 becomes 255, alpha is dropped.
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says; RGB of any mode: of 16-bit grey 65535 becomes 255, alpha is dropped.
 
     Raises `ValueError` where it is not known which value is white.
     """
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("of floating-point values; expected 8 or 16 bits")
     if image.mode.startswith("I"):

@@ -8,9 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from daynight.data.formats import IMAGE_SUFFIXES
 from daynight.data.labels import CITYSCAPES, Classes, LabelKind, read_classes
-from daynight.data.layouts.layout import FILE, Layout, counted
+from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, Layout, counted
 from daynight.data.layouts.tree import locate, resolve, tagged_night
 from daynight.system.console import say, warn
 from daynight.system.errors import InputError, Unlabelled
@@ -158,23 +157,20 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
     return ImageSet(name, root, layout.name, split, images, paths, kind, classes, notes, ending)
 
 
-def describe(
-    name: str, data_root: Path, option: str, labels: str | None = None, scored: str | None = None
-) -> list[str]:
+def describe(name: str, data_root: Path, option: str, labels=None, asked: str | None = None) -> list[str]:
     """What a data set holds, in lines: its splits, their images by time of day, remarks, and the split that is scored.
 
-    `labels` as of `load`; `scored`: the split, if it is not the one that `load` chooses.
-    Raises InputError as `load` does.
+    `labels` as of `load`; `asked`: the split to score. Raises InputError as `load` does.
     """
     if tagged_night(name, data_root):
-        found = load(name, data_root, option, splits=(scored,) if scored else None, labels=labels)
+        found = load(name, data_root, option, splits=asked and (asked,), labels=labels)
         return [str(found), *found.notes]
     layout = locate(resolve(name, data_root, option))
-    lines, last = [f"{name}: {note}" for note in layout.notes], []
+    lines, scored = [f"{name}: {note}" for note in layout.notes], []
     for part in layout.parts():
         part.notes, imageless = (), part.imageless()  # the notes are said above
         for split in dict.fromkeys((*part.splits, *imageless)):
-            if split in imageless or not any(part.files(part.pattern, [split])):
+            if not any(part.files(part.pattern, [split])):
                 but = ", but labels" * (split in imageless)
                 lines.append(f"{name}: {part.name}, {split or part.root}, no images{but}")
                 continue
@@ -182,13 +178,13 @@ def describe(
             times = Counter(filter(None, map(part.time_of, found.images)))
             lines += [str(found), *found.notes]
             lines += [f"  {time}: {counted(times[time], 'image')}" for time in sorted(times)]
-            if found.label_kind and split == (scored or _scored(part.splits)):
-                last = [f"{name}: eval scores {part.name}, {split}"]
+            if found.label_kind and split == (asked or _scored(part.splits)):
+                scored = [f"{name}: eval scores {part.name}, {split}"]
     try:
         layout.choose([], ["<split>"], "night", name)
     except InputError as error:  # which files would tell the time of day
         lines.append(str(error))
-    return lines + last
+    return lines + scored
 
 
 def image_files(root: Path) -> tuple[Path, ...]:

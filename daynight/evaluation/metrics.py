@@ -71,10 +71,8 @@ def _iou(counts):
 
 
 def mean_iou_of(counts, rule: str = "present"):
-    """…×3×classes → …. All rules have the same sum; they differ in the number of classes that divides it.
-
-    The sum adds one class after the other, as cityscapesScripts does: `Tensor.sum` differs in the last digits.
-    """
+    """…×3×classes → …. All rules have the same sum; they differ in the number of classes that divides it. It is summed
+    class by class, as cityscapesScripts does: `Tensor.sum` differs in the last digits."""
     ious, occurs = _iou(counts), counts[..., 1, :] > 0
     if rule == "present":
         number = occurs.sum(-1)

@@ -75,16 +75,13 @@ def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None
     """What is scored of a data set. Unless `labelled`, None where it has no labels. Raises `InputError` where all
     pixels of its labels are ignored, as in Cityscapes' test set."""
     splits, root = (options.split,) if options.split else None, Path(options.data_root)
-    try:
+    with nullcontext() if labelled else suppress(Unlabelled):
         found = load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)
-    except Unlabelled:
-        if labelled:
-            raise
-        return None
-    if not any((read_label(path, found.label_kind, found.classes) != IGNORE).any() for path in found.labels):
-        what = f"the labels of {found.split or 'all its images'} ignore every pixel, so there is nothing to score"
-        raise InputError(f"--dataset {name}: {what}; give another --split or --labels")
-    return found
+        if not any((read_label(path, found.label_kind, found.classes) != IGNORE).any() for path in found.labels):
+            raise InputError(
+                f"--dataset {name}: labels of {found.split or 'it'} ignore all pixels; give another --split"
+            )
+        return found
 
 
 def check_data(options: EvalOptions) -> None:
@@ -145,7 +142,7 @@ class Predictions:
 
     def __init__(self, name: str, options: EvalOptions, sets: list[ImageSet]):
         folder, self.name, self.ids, self.resize = Path(name), name, options.ids, options.resize
-        self.doubted = options.ids == "labelIds"
+        self.doubted = self.ids == "labelIds"
         if not folder.is_dir():
             raise InputError(f"--predictions {name}: no such folder")
         # `daynight predict` writes down what its PNGs hold
@@ -175,42 +172,36 @@ def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
     """The prediction of each image: the PNG anywhere below `folder` that has the image's stem, or whose name begins
     with the stem and "_". The stem may lack the ending of this data set's images (`_leftImg8bit`).
 
-    Each PNG belongs to the image of the longest such stem, also if that image is of another split; of images with the
-    same stem, to the one that shares most folder names with it. An image prefers a PNG of its whole stem, then one that
-    shares more folder names. Raises `InputError` if an image has no PNG, or several, or two images share one.
+    Each PNG belongs to the image of the longest such stem, of any split; of images of one stem, to the one with which
+    it shares most folder names. An image prefers a PNG of its whole stem, then one that shares more folder names.
+    Raises `InputError` if an image has no PNG of its own, or several.
     """
-    owners, claims, found, root = defaultdict(list), defaultdict(list), [], image_set.root
+    owners, claims, found = defaultdict(list), defaultdict(list), []
     images = dict.fromkeys(image_set.images, True)  # whether it is of this set
     with suppress(InputError):  # what cannot be listed owns nothing
-        images = dict.fromkeys(image_files(root), False) | images
+        images = dict.fromkeys(image_files(image_set.root), False) | images
     for image in images:
         for stem in {image.name, image.stem, image_set.stem(image)}:
-            owners[stem].append(image)
+            owners[stem].append((image, image.relative_to(image_set.root).parts[-2::-1]))
     for path in sorted(folder.rglob("*.[pP][nN][gG]")):
         words, above = path.stem.split("_"), path.relative_to(folder).parts[-2::-1]
         stem = next(filter(owners.get, ("_".join(words[:end]) for end in range(len(words), 0, -1))), None)
-        near = {
-            image: len(os.path.commonprefix([above, image.relative_to(root).parts[-2::-1]])) for image in owners[stem]
-        }
-        for image, shared in near.items():
-            if images[image] and shared == max(near.values()):
-                claims[image].append(((stem == path.stem, len(stem), shared), path))
+        near = {image: len(os.path.commonprefix([above, folders])) for image, folders in owners[stem]}
+        nearest = [image for image in near if images[image] and near[image] == max(near.values())]
+        if len(nearest) == 1:
+            claims[nearest[0]].append(((stem == path.stem, len(stem), near[nearest[0]]), path))
     for image in image_set.images:
         best = max(claims[image], default=(None,))[0]
-        fitting = [path for rank, path in claims[image] if rank == best]
-        if len(fitting) > 1:
+        fitting = [path for rank, path in claims[image] if rank == best] or [None]
+        if fitting[1:]:
             raise InputError(f"--predictions {folder}: {fitting[0]} and {fitting[1]} are both of {image.name}")
-        found.append(next(iter(fitting), None))
+        found += fitting
     if None in found:
         first = image_set.images[found.index(None)]
         raise InputError(
             f"--predictions {folder}: no PNG for {found.count(None):,} of {len(found):,} images of {image_set.name}, "
-            f"the first {first.name}; wanted: {image_set.stem(first)}.png anywhere below"
+            f"the first {first.name}; wanted: {image_set.stem(first)}.png below, or in a folder like the image's"
         )
-    if len(set(found)) < len(found):
-        path = max(found, key=found.count)
-        first, second, *_ = (image for image, other in zip(image_set.images, found, strict=True) if other == path)
-        raise InputError(f"--predictions {folder}: {path} is of both {first} and {second}; make folders as theirs")
     return found
 
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from daynight.config import pair
-from daynight.data.images import to_rgb
+from daynight.data.images import upright
 from daynight.data.labels import Classes, colorize
 from daynight.inference.tiles import logits_of, translations
 from daynight.models.deeplab import DeepLabV2
@@ -22,11 +22,6 @@ def device_of(name: str | None) -> torch.device:
     if name:
         return torch.device(name)
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """RGB, turned as the image's EXIF data says."""
-    return to_rgb(ImageOps.exif_transpose(image))
 
 
 class Segmenter:

@@ -1,7 +1,9 @@
-"""The model card, README.md. With it, a model folder can be uploaded to the Hub as it is."""
+"""The model card, README.md. With it, a model folder can be uploaded to the Hub as it is: it holds no data."""
 
+import filecmp
 import json
 import os
+import re
 import shlex
 import shutil
 from dataclasses import fields
@@ -15,6 +17,9 @@ from daynight.system.console import number
 from daynight.system.files import read_json, replace
 
 CARD, PREVIEW = "README.md", "preview.png"
+CAPTION = f"![Inputs and what the model makes of them]({PREVIEW})"
+PICTURE = f"{CAPTION}\nIt shows training images; their licences may forbid passing them on.\n\n"
+ODD = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # control characters, half characters
 BEGIN, END = "<!-- results of daynight eval -->", "<!-- end of results -->"
 # for each class in config.json: its training, the Hub's name of the task, tags, title, architecture, how it is used
 KINDS = {
@@ -40,26 +45,38 @@ SETTINGS = ("images", "size", "labels", "mean", "label_set", "scales", "flip")
 
 
 def write_card(folder: Path, step: int, run: Path, options) -> None:
-    """Write README.md and preview.png of the model in `folder`, from what `run` has recorded up to `step`.
+    """Write README.md of the model in `folder`, from what `run` has recorded up to `step`. `options`: its dataclass.
 
-    A card of the same weights stays as it is, with its results and the user's changes. `options`: the run's dataclass.
+    With `card_preview` also preview.png; without it, one that a run has written is removed. A card of the same weights
+    stays as it is, with its results and the user's changes, but for the picture.
     """
-    path, weights = folder / CARD, identity(folder)
-    if path.is_file() and f"`{weights}`" in path.read_text(encoding="utf-8", errors="replace"):
+    path, weights, picture = folder / CARD, identity(folder), folder / PREVIEW
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    previews = sorted(file for file in run.glob("previews/[0-9]*.png") if file.stem.isdecimal())
+    ours = not picture.exists() or CAPTION in before or any(filecmp.cmp(picture, file, False) for file in previews)
+    previews = [file for file in previews if int(file.stem) <= step] if options.card_preview and ours else []
+    if previews:
+        replace(picture, lambda temporary: shutil.copyfile(previews[-1], temporary))
+    elif ours:
+        picture.unlink(missing_ok=True)
+    if f"`{weights}`" in before:
+        if bool(previews) != (CAPTION in before):
+            before = re.sub(rf"{re.escape(CAPTION)}(\n.+)?\n*", "", before)
+            text = before.replace("## Use\n", f"{PICTURE * bool(previews)}## Use\n", 1)
+            replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return
     config, record = read_json(folder / "config.json"), read_json(run / "options.json")
     command, task, tags, title, what, use = KINDS[config["class"]]
-    config["classes"] = ", ".join(f"{i} {one_line(name)}" for i, name in enumerate(config.get("names", [])))
-    previews = sorted(file for file in run.glob("previews/[0-9]*.png") if int(file.stem) <= step)
-    if previews:
-        replace(folder / PREVIEW, lambda temporary: shutil.copyfile(previews[-1], temporary))
+    config |= {key: in_text(public(value)) for key, value in config.items() if isinstance(value, str)}
+    config["classes"] = ", ".join(f"{i} {in_text(name)}" for i, name in enumerate(config.get("names", [])))
     data = ModelCardData(library_name="daynight", pipeline_tag=task, tags=tags, license="unknown")
-    sets = [f"- `{option}` {text}" for option, texts in record.get("sets", {}).items() for text in texts]
+    named = [(option, text.rpartition(": ")) for option, texts in record.get("sets", {}).items() for text in texts]
+    sets = [f"- `{option}` {in_text(f'{public(name)}: {held}')}" for option, (name, _, held) in named]
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {title.format(direction=folder.name.replace('2', ' to '))}",
         f"{what.format(**config)}, after {step:,} of {options.steps:,} steps of `{command}`; weights `{weights}`.",
-        f"![Inputs and what the model makes of them]({PREVIEW})" if previews else "",
+        PICTURE.strip() if previews else "",
         "## Use",
         "With `daynight` installed; the name is that of this repository, or of a folder with these files:",
         f"```python\nimport daynight\nfrom PIL import Image\n\nmodel = {use}\n```",
@@ -67,7 +84,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
         "\n".join(sets) or "Not recorded.",
         "Choose the licence in this file's header; the licences of the training images may limit it.",
         "## Training",
-        f"```sh\n{command}{words(options)}\n```",
+        f"```sh\n{in_code(command + words(options))}\n```",
         f"Seed {options.seed}; {', '.join(f'{name} {value}' for name, value in record['versions'].items() if value)}.",
         last_metrics(run / "metrics.jsonl", step),
         f"## Results\n\n{BEGIN}\n{END}" if task == "image-segmentation" else "",
@@ -77,13 +94,13 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
 
 
 def words(options) -> str:
-    """The options that are not the defaults, as typed."""
+    """The options that are not the defaults, as typed, but for the folders of paths."""
     result = ""
     for f in fields(options):
         value = getattr(options, f.name)
         if f.name not in free(type(options)) and value != default_of(f):
             for one in value if isinstance(value, list) else [value]:
-                result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(str(one))}")
+                result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(public(one))}")
     return result
 
 
@@ -125,8 +142,8 @@ def add_results(folder: Path, weights: str, entries: list[dict]) -> bool:
 
 
 def results_of(entry: dict) -> list:
-    """The mIoU and the accuracy of an entry of `--json`. Only the last part of the data set's path is published."""
-    name, task, settings = Path(entry["dataset"]).name, "image-segmentation", {key: entry[key] for key in SETTINGS}
+    """The mIoU and the accuracy of an entry of `--json`."""
+    name, task, settings = public(entry["dataset"]), "image-segmentation", {key: entry[key] for key in SETTINGS}
     shared = {"task_type": task, "dataset_type": name, "dataset_name": name, "dataset_split": entry["split"]}
     miou = {"metric_type": "mean_iou", "metric_name": "mIoU, %", "metric_value": entry["miou"]}
     accuracy = {"metric_type": "accuracy", "metric_name": "pixel accuracy, %", "metric_value": entry["accuracy"]}
@@ -148,7 +165,7 @@ def table(results: list) -> str:
         args = result.metric_args
         several = [f"scales {args['scales']}"] * (args["scales"] != [1.0]) + ["flip"] * args["flip"]
         cells = [
-            one_line(" ".join(filter(None, [result.dataset_name, result.dataset_split]))),
+            in_text(" ".join(filter(None, [result.dataset_name, result.dataset_split]))),
             f"{args['images']:,}",
             ", ".join([str(args["size"]), *several]),
             args["mean"],
@@ -160,6 +177,20 @@ def table(results: list) -> str:
     return "\n".join(lines)
 
 
-def one_line(text: str) -> str:
-    """A name as it can stand in a sentence or a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+def public(value: object) -> str:
+    """An option's value as others may read it: the last part of what names a path."""
+    text = str(value)
+    return os.path.basename(os.path.abspath(text)) if os.sep in text or os.path.exists(text) else text
+
+
+def in_text(name: str) -> str:
+    """A name as text of Markdown, in a sentence or a table."""
+    # two backslashes before a bracket would be a formula on the Hub
+    special = r"[\\`*\[\]<>&|~$]|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])"
+    line = re.sub(ODD, "\ufffd", " ".join(name.split()))
+    return re.sub(special, lambda found: "&#92;" if found[0] == "\\" else f"\\{found[0]}", line)
+
+
+def in_code(text: str) -> str:
+    """A text as one line of a block of code, where nothing can be escaped."""
+    return re.sub(f"{ODD}|<(?=!--)", "\ufffd", text)

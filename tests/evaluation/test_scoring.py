@@ -219,7 +219,8 @@ def test_images_of_one_name_in_several_folders(home, tmp_path):
     assert "no PNG for 1 of 3 images" in daynight(f"eval {line}", home).line
     shutil.rmtree(tmp_path / "p")
     predict_all(tmp_path / "p", "a")
-    assert re.search(r"p/a.png is of both \S+/a.jpg and \S+/a.jpg", daynight(f"eval {line}", home).line)
+    refused = daynight(f"eval {line}", home).line
+    assert "no PNG for 3 of 3 images" in refused and "or in a folder like the image's" in refused
 
 
 def test_a_split_that_was_not_predicted_takes_nothing_of_another(home, tmp_path):
@@ -419,7 +420,7 @@ def test_labels_that_ignore_every_pixel_are_refused(home, tmp_path):
     for words in ("--model a", f"--predictions {tmp_path}/none", "--dry-run", "--dataset own --model a"):
         (tmp_path / "none").mkdir(exist_ok=True)
         result = daynight(f"eval --dataset {root} {words} --json {tmp_path}/none.json", home)
-        assert f"--dataset {root}: the labels of test ignore every pixel" in result.line
+        assert f"--dataset {root}: labels of test ignore all pixels" in result.line
         assert "mIoU" not in result.out and not (tmp_path / "none.json").exists()
     values = pixels(labels[1])
     values[0, 0] = 7

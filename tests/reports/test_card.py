@@ -4,6 +4,8 @@ the package."""
 import contextlib
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 import torch
 import trees
 from huggingface_hub import ModelCard, constants
+from markdown_it import MarkdownIt
 from PIL import Image
 from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
 from test_scoring import draw_model, pixels
@@ -26,7 +29,7 @@ import daynight as package
 from daynight.config import SegTrainOptions
 from daynight.models.generator import Generator
 from daynight.models.hub import identity, save_model
-from daynight.reports.card import BEGIN, END, add_results, write_card
+from daynight.reports.card import BEGIN, END, add_results, public, write_card
 from daynight.system.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,18 +60,17 @@ def run(home, tmp_path):
 # the card
 
 
+FILES = {"README.md", "config.json", "model.safetensors"}
+
+
 def test_a_model_folder_is_a_repository(home):
     """Each product of a run has what the Hub reads, and what a reader wants to know."""
     for folder, task in (("seg/teacher", "image-segmentation"), ("day2night/night2day", "image-to-image")):
         folder = home / "runs" / folder
-        assert {path.name for path in folder.iterdir()} == {
-            "README.md", "config.json", "model.safetensors", "preview.png"
-        }  # fmt: skip
+        assert {path.name for path in folder.iterdir()} == FILES
         card = ModelCard.load(folder / "README.md")
         assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == ("daynight", task, "unknown")
         assert "night" in card.data.tags and card.data.eval_results is None
-        newest = sorted((folder.parent / "previews").iterdir())[-1]
-        assert "](preview.png)" in card.text and (folder / "preview.png").read_bytes() == newest.read_bytes()
         assert "4 of 4 steps" in card.text and identity(folder) in card.text
         assert "- `--day` own: folder, train, 4 images" in card.text
         assert ("- `--night` dark: images, 3 images" in card.text) == (task == "image-to-image")
@@ -80,6 +82,105 @@ def test_a_model_folder_is_a_repository(home):
     assert "Seed 3" in card and "0 sky, 1 road, 2 car" in card and f"torch {torch.__version__}" in card
     line = next(line for line in card.splitlines() if line.startswith("daynight seg-train"))
     assert set(SEG.split()) - {"--save-every", "--log-every", "1", "2"} <= set(line.split())
+
+
+def test_a_model_folder_tells_no_path_and_holds_no_image(home, tmp_path):
+    """Every product, also the best: options and data sets are named by the last part of their path. So is what `eval`
+    adds."""
+    shutil.copytree(home / "data/own", tmp_path / "in/own_translated")
+    shutil.copytree(home / "data/own", tmp_path / "in/more")
+    paths = f"--day {home}/data/own/ --night ./data/../data/dark --out {tmp_path}/out --validate-every 2"
+    train = SEG.replace("--day own --night dark", "").replace("--validate-every 0", "")
+    more = f"--translated {tmp_path}/in/own_translated --init {home}/runs/seg --ssl --unlabelled-day {tmp_path}/in/more"
+    assert daynight(f"{train} {paths} {more} --validate-on {tmp_path}/in/more", home).code == 0
+    assert daynight(f"eval --model {tmp_path}/out --dataset {tmp_path}/in/more/", home).code == 0
+    assert daynight(f"eval --model {tmp_path}/out/best --dataset .", home / "data/own").code == 0
+    train = TRANSLATE.replace("--day own --night dark", "").replace("--validate-every 0", "")
+    paths = paths.replace("/out", "/translators")
+    assert daynight(f"{train} {paths} --judge {home}/runs/seg/teacher --keep-best none", home).code == 0
+    products = [path.parent for path in tmp_path.rglob("config.json")]
+    assert {path.relative_to(tmp_path).as_posix() for path in products} == {
+        "out/teacher", "out/best/teacher", "translators/day2night", "translators/night2day"
+    }  # fmt: skip
+    for folder in products:
+        assert {path.name for path in folder.iterdir()} == FILES
+        for path in folder.iterdir():
+            content = path.read_bytes()
+            for part in (home, tmp_path):
+                assert all(name.encode() not in content for name in (str(part), part.name)), path
+        card = (folder / "README.md").read_text()
+        assert "--day own" in card and "--night dark" in card and "- `--day` own: folder, train" in card
+        if "out" in folder.parts:
+            assert "--translated own_translated --" in card and "--init seg" in card and "--validate-on more" in card
+            assert "- `--unlabelled-day` more: folder, train" in card
+        else:
+            assert "--judge teacher" in card
+    for folder, name in ((tmp_path / "out/teacher", "more"), (tmp_path / "out/best/teacher", "own")):
+        card = ModelCard.load(folder / "README.md")
+        assert {result.dataset_name for result in card.data.eval_results} == {name} and f"| {name} val |" in card.text
+
+
+def test_a_value_is_shown_as_its_last_part_if_it_names_a_path(tmp_path, monkeypatch):
+    (tmp_path / "here/in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here/in")
+    given = {"cs": "cs", "/home/me/cs": "cs", "data/cs/": "cs", "../in": "in", ".": "in", "..": "here", "./": "in",
+             "~/x.safetensors": "x.safetensors", "0.5,0.9": "0.5,0.9", 0.5: "0.5", "user/x@main": "x@main"}  # fmt: skip
+    assert {value: public(value) for value in given} == given
+
+
+def shows(folder):
+    """Whether a model folder has the newest preview of its run, as its card says."""
+    text, picture = (folder / "README.md").read_text(), folder / "preview.png"
+    assert picture.exists() == ("](preview.png)" in text) == ("licences may forbid passing them on" in text)
+    return picture.exists()
+
+
+def test_a_preview_comes_by_option_alone(home, run):
+    """It comes and goes with the option, also where the run has ended; results and the user's words stay."""
+    folder, newest = run / "teacher", sorted((run / "previews").iterdir())[-1]
+    path = folder / "README.md"
+    assert not shows(folder)
+    assert daynight(f"eval --model {run} --dataset own", home).code == 0
+    path.write_text(path.read_text().replace("## Use", "My own words.\n\n## Use"))
+    before, line = path.read_text(), f"{SEG} --seed 3 --out {run}"
+    assert daynight(f"{line} --card-preview", home).code == 0
+    assert shows(folder) and (folder / "preview.png").read_bytes() == newest.read_bytes()
+    after = path.read_text()
+    assert "My own words." in after and "| own val |" in after
+    assert daynight(f"{line} --card-preview", home).code == 0 and path.read_text() == after
+    assert daynight(line, home).code == 0
+    assert not shows(folder) and path.read_text() == before
+    # a card of other weights is written anew
+    path.write_text(before.replace(identity(folder), "0" * 12))
+    assert daynight(f"{line} --card-preview", home).code == 0
+    assert shows(folder) and "My own words." not in path.read_text()
+
+
+@pytest.mark.parametrize("known_by", ["the card", "the previews"])
+def test_a_preview_of_an_earlier_version_goes(known_by, home, run):
+    """Such a run is resumed without --card-preview: what it wrote is not published by surprise."""
+    folder, previews = run / "teacher", sorted((run / "previews").iterdir())
+    path = folder / "README.md"
+    before = path.read_text()
+    shutil.copy(previews[0], folder / "preview.png")
+    if known_by == "the card":
+        shutil.rmtree(run / "previews")
+        image = "![Inputs and what the model makes of them](preview.png)\n\n"
+        path.write_text(before.replace("## Use", f"{image}## Use"))
+    assert daynight(f"{SEG} --seed 3 --out {run}", home).code == 0
+    assert not shows(folder) and path.read_text() == before
+
+
+@pytest.mark.parametrize("words", ["", "--card-preview"])
+@pytest.mark.parametrize("weights", ["same", "other"])
+def test_a_picture_of_the_users_own_stays(words, weights, home, run):
+    folder = run / "teacher"
+    (folder / "preview.png").write_bytes(b"my own picture")
+    if weights == "other":
+        (folder / "README.md").write_text("none")
+    assert daynight(f"{SEG} --seed 3 --out {run} {words}", home).code == 0
+    assert (folder / "preview.png").read_bytes() == b"my own picture"
+    assert "preview.png" not in (folder / "README.md").read_text()
 
 
 def test_the_use_in_the_card_works(home):
@@ -146,6 +247,112 @@ def test_names_of_classes_do_not_break_the_card(home, tmp_path):
     card = ModelCard.load(model / "README.md")
     assert card.data.pipeline_tag == "image-segmentation" and "\n# b" not in card.text
     assert "0 a --- # b, 1 x: y" in card.text and add_results(model, identity(model), [])
+
+
+STRANGE = [
+    BEGIN, END, "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[x](javascript:alert(1))", "![x](y.png)",
+    "`rm -rf`", "```", "a\n```\n# b\n```", "a\n---\nb", "a|b", "**a** *b* __c__ _d_ ~~e~~", "&lt;&#60;", "a\\",
+    "\\(x\\)",
+    "$$x$$", "https://example.com", "www.example.com", "a\x1b[31m\x07\x85b", "a\u2028b", "'", '"', "- a: [b]", "{size}",
+    "%s {0}", "a_b", "traffic light", "夜 'x'", "<!--", "-->", "$(reboot)", "#",
+]  # fmt: skip
+
+
+def structure(card):
+    """What a renderer sees: the elements of a card, without their text."""
+    found = []
+    for token in MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(card.text):
+        inside = [child.type for child in token.children or []]
+        found.append((token.type, token.tag, [kind for kind in inside if kind != "text"]))
+    return found
+
+
+def shown(card):
+    """The text of a card, as a renderer shows it."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
+    inline = ("".join(c.content for c in t.children) if t.children else t.content for t in tokens)
+    return "\n".join(inline)
+
+
+def one_line(name):
+    return re.sub("[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(name.split()))
+
+
+@pytest.fixture(scope="module")
+def plain_card(tmp_path_factory):
+    return strange_card(tmp_path_factory.mktemp("plain"), "name")
+
+
+def strange_card(folder, name):
+    """The card of a run in which everything that anyone can name has this name, with two results."""
+    model = folder / "seg/teacher"
+    draw_model(model, [(name, (1, 2, 3)), ("other", (4, 5, 6))], 0)
+    record = {"options": {}, "versions": {"daynight": "1"}, "data": {}}
+    record["sets"] = {"--day": [f"/data/{name}: folder, train, 1 image"], "--night": [f"{name}: images, 2 images"]}
+    (folder / "seg/options.json").write_text(json.dumps(record))
+    options = SegTrainOptions(steps=4, day=f"/data/{name}", night=[name, "dark"], init=f"x/{name}")
+    write_card(model, 4, folder / "seg", options)
+    entry = {key: None for key in ("images", "size", "labels", "mean", "label_set", "scales", "flip")}
+    entry |= {"images": 2, "size": "native", "mean": "present", "scales": [1.0], "flip": False, "split": name}
+    entry |= {"dataset": f"/data/{name}", "accuracy": 50.0, "miou_interval": None}
+    for miou in (12.5, 25.0):
+        assert add_results(model, identity(model), [entry | {"miou": miou}])
+    return ModelCard.load(model / "README.md")
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_any_name_is_text_in_the_card(name, plain_card, tmp_path):
+    """The card has the same elements whatever the names are, shows them as they are, and takes results again."""
+    card = strange_card(tmp_path, name)
+    assert structure(card) == structure(plain_card)
+    # in the code block nothing can be escaped
+    sentences = re.sub("```sh.*?```", "", card.text, flags=re.DOTALL)
+    text, last = shown(card), one_line(public(f"/data/{name}"))
+    for words in (
+        f"0 {one_line(name)}, 1 other",
+        f"{last}: folder, train",
+        f"{last}: images",
+        one_line(f"{last} {name}"),
+    ):
+        assert words in text
+    for marker in (BEGIN, END):
+        assert card.text.count(marker) == 1
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", str(card)), "what a terminal would act on"
+    assert not re.search(r"(?<!\\):(?=//)|www\.", sentences), "what GitHub makes a link of"
+    (miou, accuracy) = card.data.eval_results
+    assert (miou.dataset_name, miou.dataset_split, miou.metric_value) == (public(f"/data/{name}"), name, 25.0)
+    (row,) = (line for line in card.text.splitlines() if line.startswith("| ") and "25.0" in line)
+    assert row.replace("\\|", "").count("|") == 8
+    assert card.data.pipeline_tag == "image-segmentation" and card.text.count("\n# ") + card.text.startswith("# ") == 1
+
+
+def test_no_null_reaches_the_hub(home, run):
+    """Neither for what is not known (a split, an interval) nor for a data set in which nothing of it was labelled."""
+    assert daynight(f"eval --model {run} --dataset own --json {run.parent}/results.json", home).code == 0
+    (entry,) = json.loads((run.parent / "results.json").read_text())
+    for name, more in {"a": {"split": None, "miou_interval": None}, "b": {"miou": None}}.items():
+        assert add_results(run / "teacher", identity(run / "teacher"), [entry | more | {"dataset": name}])
+    header = (run / "teacher/README.md").read_text().split("---\n")[1]
+    assert not re.search(r"null|~$|nan|None|: *$(?!\n *-|\n  )", header, re.MULTILINE | re.IGNORECASE), header
+    names = {result.dataset_name for result in ModelCard.load(run / "teacher/README.md").data.eval_results}
+    assert names == {"own", "a"}
+
+
+def test_any_name_is_text_on_a_page(home, tmp_path):
+    """A data set, its classes, its images, and a model, with markup in their names."""
+    name, other = "<img src=x onerror=alert(1)>", "<b>&amp;\"'"
+    root = trees.folder(tmp_path / name, classes=[(name, (1, 2, 3)), (other, (4, 5, 6)), ("c", (7, 8, 9))])
+    for path in [*root.glob("*/val/*.*")]:
+        path.rename(path.with_name(f"{name}{path.suffix}"))
+    draw_model(tmp_path / other, [(name, (1, 2, 3)), (other, (4, 5, 6)), ("c", (7, 8, 9))], 0)
+    words = ["eval", "--dataset", str(root), "--model", str(tmp_path / other), "--save", str(tmp_path / "saved")]
+    assert daynight(shlex.join(words), home).code == 0
+    text = (tmp_path / "saved/index.html").read_text()
+    assert "<img src=x" not in text and '<b>&amp;"' not in text and "onerror=alert(1)&gt;" in text
+    elements = set(re.findall(r"<([a-z0-9]+)", text)) - {"b"}
+    saved = tmp_path / "plain"
+    assert daynight(f"eval --dataset own --model model --save {saved}", home).code == 0
+    assert elements == set(re.findall(r"<([a-z0-9]+)", (saved / "index.html").read_text())) - {"b"}
 
 
 def test_a_card_of_other_weights_takes_no_results(home, run):

@@ -35,12 +35,14 @@ class Layout:
         """notes: remarks on where the data set was found, to be printed.
 
         Finds `pattern`, the pattern of images that is there, and `splits`: split → the name of its folder, {None: None}
-        where images are not split, {} where there is no folder for them.
+        where images are not split, {} where there is no folder for them; `folders`, the same of images and labels.
         """
         self.root, self.notes = root, notes
         found = {pattern: self._splits_of(pattern) for pattern in self.images}
         self.pattern = next(filter(found.get, found), self.images[0])
         self.splits = found[self.pattern]
+        labelled = {split: name for _, pattern in self.labels for split, name in self._splits_of(pattern).items()}
+        self.folders = self.splits | labelled | self.splits
 
     def _splits_of(self, pattern: str) -> dict[str | None, str | None]:
         if SPLIT not in pattern:
@@ -78,7 +80,7 @@ class Layout:
     def files(self, pattern: str, splits: Sequence[str | None] | None = None) -> Iterator[tuple[tuple, Path]]:
         """(key, path) of the files of a pattern, of all splits by default. A label has the key of its image."""
         for split in self.splits if splits is None else splits:
-            name = self.splits[split]
+            name = self.folders[split]
             before, ending = pattern.replace(f"{SPLIT}/", f"{name}/" if name else "").split(FILE)
             for path in walk(self.root / before):
                 # only patterns of labels have a suffix
@@ -89,14 +91,8 @@ class Layout:
 
     def imageless(self) -> list[str]:
         """The splits that have labels and no images, as an interrupted unpacking leaves them."""
-        found = set()
-        for _, pattern in self.labels:
-            before, ending = pattern.split(FILE)
-            for split, name in self._splits_of(pattern).items():
-                files = walk(self.root / before.replace(SPLIT, name)) if name and split not in found else ()
-                if any(path.name.endswith(ending) for path in files):
-                    found.add(split)
-        return sorted(s for s in found if s not in self.splits or not any(self.files(self.pattern, [s])))
+        there = [s for s in self.folders if s and any(any(self.files(pattern, [s])) for _, pattern in self.labels)]
+        return [split for split in there if not any(self.files(self.pattern, [split]))]
 
     def find_labels(self, keys: set, splits: Sequence[str | None], labels: str | None, where: str):
         """The first kind that any of the images with these keys has a label of, and its files: {key: path}.
