@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -135,18 +136,18 @@ def claim(folder: Path, name: str, record: dict, option: str = "--out") -> Lock:
     Raises `InputError` if the folder holds something else or was made with another record, so that results of two
     models never mix, or if another process works there.
     """
-    path = folder / name
+    path, before = folder / name, None
     try:
-        if path.is_file():
+        with suppress(InputError):
             before = read_json(path)
-            for key, value in record.items():
-                if before.get(key) != value:
-                    was = f"{key} {before.get(key)}, not {value}"
-                    raise InputError(f"{option} {folder}: was made with {was}; give another folder")
-        elif not is_free(folder):
+        if before is None and not is_free(folder):
             raise InputError(f"{option} {folder}: not empty, and not made by this command; give another folder")
+        for key, value in record.items() if before is not None else ():
+            if before.get(key) != value:
+                was = f"{key} {before.get(key)}, not {value}"
+                raise InputError(f"{option} {folder}: was made with {was}; give another folder")
         lock = Lock(folder, option)
-        if not path.is_file():
+        if before is None:
             write_json(path, record)
     except OSError as error:
         raise InputError(f"{option} {folder}: {error.strerror}; give another folder") from error

@@ -204,7 +204,9 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
         former = {key.replace("-", "_"): value for key, value in record["options"].items()}
         fingerprints = dict(record["data"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not the options of a run ({error}); give another --out") from error
+        raise InputError(
+            f"--out {folder}: options.json: not the options of a run ({error}); give another folder"
+        ) from error
     # without a checkpoint nothing is lost by beginning again, with other options or data
     if not checkpoints_in(folder):
         return False
