@@ -17,6 +17,7 @@ import typer
 
 from daynight import config
 from daynight.system import __version__
+from daynight.system.console import open_streams, plain
 from daynight.system.errors import InputError, RunError
 from daynight.system.files import read_json
 
@@ -127,6 +128,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show it.", is_
 
 def main() -> None:
     """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
+    open_streams()
     if {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"} & os.environ.keys() and sys.platform == "linux":
         # have Linux send SIGTERM to this process if its launcher dies: `accelerate launch` of one process passes no
         # signal on, and no launcher can pass SIGKILL on
@@ -156,7 +158,7 @@ def main() -> None:
     if message:
         rank = os.environ.get("RANK", "0")
         who = "daynight" + f", process {rank}" * (rank != "0")
-        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{who}: {plain(' '.join(message.split()))}", file=sys.stderr)
     # after an error `leave` could wait for processes that failed; without this module in use there is nothing to leave
     if code not in (1, 2) and "daynight.system.processes" in sys.modules:
         sys.modules["daynight.system.processes"].leave()

@@ -165,7 +165,7 @@ class TranslateTrainOptions(TrainingOptions):
 
 @dataclass(kw_only=True)
 class TranslateOptions(Options):
-    """Translate a folder of images and copy its labels along."""
+    """Translate a folder of images and copy its labels."""
 
     in_: str = Data(..., "Folder to translate: a path, or a name under --data-root.")
     model: str = Model("runs/day2night", "A run of translate-train (RUN/best: its best), a model folder, or a Hub id.")
@@ -174,6 +174,7 @@ class TranslateOptions(Options):
     audit: str | None = Model(None, "Compare what this segmentation model (as --model) sees before and after.")
     out: str = Output(..., "Folder to write; it gets the same tree.")
     size: str | None = Output(None, "Size to write: 512, 512x1024, native; default: the input's.", callback=check_size)
+    link: bool = Output(False, "Hard links to the labels, not copies: an edit of one changes both.")
     batch_size: int = Advanced(1, "Images of one size at once.", min=1, max=1024)
 
 

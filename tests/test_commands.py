@@ -90,7 +90,7 @@ def entries(path):
 
 
 def check_run(run, steps, models):
-    names = {path.name for path in run.iterdir()} - {".lock", "best"}
+    names = {path.name for path in run.iterdir()} - {".daynight.lock", "best"}
     assert names == {
         "options.json",
         "metrics.jsonl",
@@ -458,10 +458,10 @@ def test_scores_are_those_of_the_predictions(labels, home, tmp_path):
     means = {"present": ious[matrix.sum(1) > 0].mean(), "official": ious[union > 0].mean(), "all": ious.mean()}
     assert len({round(mean, 6) for mean in means.values()}) == 3  # else the data would not tell the rules apart
     for rule, mean in means.items():
-        line = f"eval --dataset {root} --model {model} --labels {labels} --mean {rule} --json {tmp_path}/r.json"
+        line = f"eval --dataset {root} --model {model} --labels {labels} --mean {rule} --json {tmp_path}/{rule}.json"
         result = daynight(line, home)
         assert result.code == 0 and f"mIoU ({rule} classes)" in result.out
-        (entry,) = entries(tmp_path / "r.json")
+        (entry,) = entries(tmp_path / f"{rule}.json")
         assert entry["mean"] == rule and entry["labels"] == labels
         assert entry["miou"] == pytest.approx(100 * mean) and mean > 0
         assert entry["accuracy"] == pytest.approx(100 * hits.sum() / matrix.sum())

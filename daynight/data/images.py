@@ -1,5 +1,6 @@
 """Images and labels as they are read from disk and written to it."""
 
+import errno
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,10 +125,14 @@ class LabelledPhotographs(Photographs):
 
 
 class Writer:
-    """Writes images in the background, each whole or not at all; at most `pending` wait, so memory stays bounded."""
+    """Writes images in the background, each whole or not at all; at most `pending` wait, so memory stays bounded.
 
-    def __init__(self, threads: int = 4, pending: int = 16):
-        self.pool, self.pending, self.futures = ThreadPoolExecutor(threads), pending, []
+    Raises `RunError` naming a file that cannot be written. With a list of `problems` the error goes there instead, and
+    no more images are written.
+    """
+
+    def __init__(self, threads: int = 4, pending: int = 16, problems: list[RunError] | None = None):
+        self.pool, self.pending, self.futures, self.problems = ThreadPoolExecutor(threads), pending, [], problems
         self.folders = set()
 
     def __enter__(self):
@@ -135,24 +140,34 @@ class Writer:
 
     def __exit__(self, *exception):
         self.pool.shutdown()
-        if exception[0] is None:
-            for future in self.futures:
-                future.result()
+        while exception[0] is None and self.futures:
+            self._finish()
 
     def save(self, image: Image.Image, path: Path) -> None:
         if len(self.futures) >= self.pending:
-            self.futures.pop(0).result()
-        # made once: where an output folder is lost, to write there is an error
-        if path.parent not in self.folders:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.folders.add(path.parent)
+            self._finish()
         self.futures.append(self.pool.submit(self._save, image, path))
 
-    def _save(self, image: Image.Image, path: Path) -> None:
+    def _finish(self) -> None:
         try:
+            self.futures.pop(0).result()
+        except RunError as error:
+            if self.problems is None:
+                raise
+            self.problems.append(error)
+
+    def _save(self, image: Image.Image, path: Path) -> None:
+        if self.problems:
+            return
+        try:
+            # made once: where an output folder is lost, to write there is an error
+            if path.parent not in self.folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.folders.add(path.parent)
             save_image(image, path)
         except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror}); the same command goes on") from error
+            hint = "rename its image" if error.errno == errno.ENAMETOOLONG else "the same command goes on"
+            raise RunError(f"{path}: cannot be written ({error.strerror}); {hint}") from error
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -12,7 +12,8 @@ from daynight.data.formats import open_image
 from daynight.data.images import save_image
 from daynight.data.labels import Classes
 from daynight.demo import streets
-from daynight.evaluation import scoring as evaluation
+from daynight.evaluation import scoring
+from daynight.inference.folders import claimed
 from daynight.inference.tiles import segment
 from daynight.inference.translate import translate
 from daynight.models.deeplab import DeepLabV2
@@ -37,9 +38,18 @@ SEGMENTATION = {
 def demo(options: DemoOptions) -> None:
     """Draw day and night streets, train small networks, score them; write `results.json` and `panel.png`."""
     accelerator, started, out = make_accelerator(options.precision), time.monotonic(), Path(options.out)
-    data, runs = out / "data", out / "runs"
-    evaluation.check_place("--out", options.out, folder=True)
-    say(f"the method on drawn streets, seed {options.seed}: labelled day, unlabelled night, in {out}")
+    with claimed(out, "demo.json", {"seed": options.seed}, accelerator):
+        say(f"the method on drawn streets, seed {options.seed}: labelled day, unlabelled night, in {out}")
+        results = run_all(options, out / "data", out / "runs", accelerator)
+        if accelerator.is_main_process:
+            write_json(out / "results.json", results)
+            draw_panel(out / "data", out / "runs", out / "panel.png", accelerator)
+    say(f"\n{duration(time.monotonic() - started)}, seed {options.seed}. Look at {out / 'panel.png'}.")
+    say("With your own images, DAY with labels and NIGHT without: the commands above, and seg-train with --ssl.")
+
+
+def run_all(options: DemoOptions, data: Path, runs: Path, accelerator) -> list[dict]:
+    """The commands of the method, one after the other. Returns the entries of `results.json`."""
     if accelerator.is_main_process:
         streets.write(data / "streets", options.seed, night=False, train=40, val=40, extra=110)
         streets.write(data / "streets_dark", options.seed, night=True, train=150, val=40)
@@ -57,13 +67,8 @@ def demo(options: DemoOptions) -> None:
 
     say("\n6. score them by day and by night: daynight eval --dataset DAY")
     models, sets = [str(runs / row) for row in ROWS], {"streets": "day", "streets_dark": "night"}
-    results = evaluation.evaluate(EvalOptions(model=models, dataset=list(sets), **shared))
-    if accelerator.is_main_process:
-        results = [x | {"row": Path(x["model"]).name, "dataset": sets[Path(x["dataset"]).name]} for x in results]
-        write_json(out / "results.json", results)
-        draw_panel(data, runs, out / "panel.png", accelerator)
-    say(f"\n{duration(time.monotonic() - started)}, seed {options.seed}. Look at {out / 'panel.png'}.")
-    say("With your own images, DAY with labels and NIGHT without: the commands above, and seg-train with --ssl.")
+    results = scoring.evaluate(EvalOptions(model=models, dataset=list(sets), **shared))
+    return [x | {"row": Path(x["model"]).name, "dataset": sets[Path(x["dataset"]).name]} for x in results]
 
 
 def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +18,12 @@ from daynight.data.images import Images
 from daynight.data.labels import read_label
 from daynight.data.sets import ImageSet
 from daynight.evaluation.metrics import accuracy, bootstrap, interval, iou, mean_iou, mean_iou_of
+from daynight.inference.folders import png_names
 from daynight.reports import html as page
 from daynight.reports.previews import label_image
-from daynight.system.console import number
-from daynight.system.files import replace
+from daynight.system.console import number, plain
+from daynight.system.errors import InputError
+from daynight.system.files import read_json, replace
 
 RULES = {
     "present": "the classes that occur in the labels",
@@ -76,12 +79,17 @@ def same_but_seed(names: list[str]) -> list[list[str]]:
     """Groups of at least two of these runs, whose options differ only by `--seed` and by what a resume may change."""
     groups, others = {}, free(TrainingOptions) | {"seed"}
     for name in names:
-        path = Path(name) / "options.json"
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
+        # a folder of predictions, a model alone, or a file that is not of a run
+        with suppress(InputError, KeyError, AttributeError):
+            content = read_json(Path(name) / "options.json")
             options = {key: value for key, value in content["options"].items() if key.replace("-", "_") not in others}
             groups.setdefault(json.dumps([options, content["data"]], sort_keys=True), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def folder_name(path: str) -> str:
+    """The folder in that of `--save` for a model or a data set: the last part of its path, also of ".."."""
+    return Path(os.path.abspath(path)).name or "root"
 
 
 def short_names(paths: list[str]) -> dict[str, str]:
@@ -143,14 +151,14 @@ def table(results: list[Result]) -> Table:
     title = f"mIoU ({results[0].entry['mean']} classes), its 95 % interval over images, pixel accuracy; %"
     shown = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
-        shown.add_column(name, justify="right" if i else "left")
+        shown.add_column(plain(name), justify="right" if i else "left")
     if len(rows) == 1:
         for name in dict.fromkeys(name for result in results for name in result.entry["classes"]):
             cells = [cell for result in results for cell in (number(result.entry["iou"].get(name)), "", "")]
             more.append([f"  {name}", *cells])
     for part in (rows, more):
         for row in part:
-            shown.add_row(*row)
+            shown.add_row(*map(plain, row))
         shown.add_section()
     return shown
 
@@ -198,14 +206,14 @@ def panels(results: list[Result], image_set: ImageSet, folder: Path) -> Iterator
     each run."""
     scores = 100 * torch.stack([mean_iou_of(result.of_images) for result in results])
     spread = scores.amax(0) - scores.amin(0) if len(results) > 1 else 100 - scores[0]
-    images, classes = Images(image_set.images), image_set.classes
+    images, classes, names = Images(image_set.images), image_set.classes, png_names(image_set.images)
     for i in spread.nan_to_num(-1).sort(descending=True, stable=True).indices[:PANELS].tolist():
         image, inside = images[i], image_set.images[i].relative_to(image_set.root)
         truth = read_label(image_set.labels[i], image_set.label_kind, classes, (image.height, image.width))
         figures = [page.figure(image, "image"), page.figure(label_image(truth, classes), "truth")]
         for result, score in zip(results, scores[:, i].tolist(), strict=True):
-            model = Path(result.entry["model"]).name
-            place = folder / model / Path(image_set.name).name / "color" / inside.with_suffix(".png")
-            with open_image(place) as prediction:
+            model = folder_name(result.entry["model"])
+            place = folder / model / folder_name(image_set.name) / "color"
+            with open_image(place / names[image_set.images[i]].relative_to(image_set.root)) as prediction:
                 figures.append(page.figure(prediction, f"{model}: {score:.1f}"))
         yield page.strip(inside.as_posix(), *figures)

@@ -1,9 +1,10 @@
 """`eval`: score teachers, or predictions of any program, on labelled data sets, as Table 1 does (§4.3)."""
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,50 +16,82 @@ from daynight.data.labels import CITYSCAPES, IGNORE, LABEL_ID_OF, Classes, read_
 from daynight.data.sets import ImageSet, announce, describe, image_files, load
 from daynight.data.transforms import resize_label
 from daynight.evaluation.metrics import confusion_matrix, counts
-from daynight.evaluation.results import Result, fingerprint, summarise, table, write_page
+from daynight.evaluation.results import Result, fingerprint, folder_name, summarise, table, write_page
+from daynight.inference.folders import png_names
 from daynight.inference.tiles import reading_threads, segment
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.hub import classes_of, find_model, identity, load_model
 from daynight.reports.card import CARD, add_results
 from daynight.reports.previews import grid, label_image
 from daynight.system.console import counted, say, show, warn
-from daynight.system.errors import InputError, Unlabelled
-from daynight.system.files import Lock, read_json, write_json
+from daynight.system.errors import InputError, RunError, Unlabelled
+from daynight.system.files import claim, read_json, write_json
 from daynight.system.processes import gathered, make_accelerator, together
+
+RECORD = "evaluation.json"  # in the folder of --save: what it is made with
 
 
 def evaluate(options: EvalOptions) -> list[dict]:
-    """Score every model on every data set (§4.3): one entry for each pair. Writes them as asked, shows a table."""
+    """Score every model on every data set (§4.3): one entry for each pair. Writes them as asked, shows a table.
+
+    Results come first: what cannot be written or shown after them costs none of them, and is said at the end
+    (`RunError`).
+    """
     accelerator = make_accelerator(options.precision)
     if options.dry_run:
         check_data(options)
         return []
-    check_place("--json", options.json, folder=False)
-    check_place("--save", options.save, folder=True)
-    sets, results, runs = compare(options, accelerator)
+    sets, runs, pairs = compare(options, accelerator)
+    folder, json_file = (name and Path(name) for name in (options.save, options.json))
     with together():
-        saves = options.save and accelerator.is_main_process
-        lock = Lock(Path(options.save), "--save") if saves else nullcontext()
+        heads = [heading(run, image_set, options) for run, image_set, _ in pairs]
+        if json_file:
+            check_json(json_file, heads)
+        record = {key: [head[key] for head in heads] for key in heads[0]} | {"weights": [run.weights for run in runs]}
+        saves = folder and accelerator.is_main_process
+        lock = claim(folder, RECORD, record, "--save") if saves else nullcontext()
+    results, problems = [], []
     with lock:
-        results = list(results)
-        entries = [result.entry for result in results]
+        try:
+            for pair, head in zip(pairs, heads, strict=True):
+                results.append(score(*pair, head, options, accelerator, problems))
+        finally:
+            entries = [result.entry for result in results]
+            whole = len(results) == len(pairs)
+            if json_file and accelerator.is_main_process and (whole or entries and not json_file.exists()):
+                with survived(problems, f"--json {json_file}"):
+                    json_file.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(json_file, entries)
         if accelerator.is_main_process:
-            if options.json:
-                Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-                write_json(Path(options.json), entries)
-            show(table(results))
-            if options.save:
-                write_page(results, sets, Path(options.save))
-                say(f"look at {Path(options.save) / 'index.html'}")
+            with survived(problems, "the table"):
+                show(table(results))
+            if saves and not problems:
+                with survived(problems, f"--save {folder}"):
+                    write_page(results, sets, folder)
+                    say(f"look at {folder / 'index.html'}")
             for run in runs:
                 if run.card and add_results(*run.card, [entry for entry in entries if entry["model"] == run.name]):
                     say(f"added to {run.card[0] / CARD}")
+    if problems:
+        raise problems[0]
     return entries
 
 
-def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator[Result], list]:
-    """The data sets; an iterator over the result of each run on each set, which scores as it goes; the runs, each a
-    `Model` or `Predictions`. Every problem that can be known before scoring is reported first."""
+@contextmanager
+def survived(problems: list[RunError], what: str):
+    """Whatever fails in this block becomes one of the problems."""
+    try:
+        yield
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        problems.append(RunError(f"{what}: cannot be written ({reason}); all was scored"))
+
+
+def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], list, list[tuple]]:
+    """The data sets; the runs, each a `Model` or `Predictions`; and (run, data set, `class_map`) of each pair to score.
+
+    Reports every problem that can be known before scoring.
+    """
     names = options.model or ["runs/seg"] * (not options.predictions)
     sets = [load_set(name, options, labelled=True) for name in dict.fromkeys(options.dataset)]
     announce(sets)
@@ -66,9 +99,24 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], Iterator
     runs += [Predictions(name, options, sets) for name in dict.fromkeys(options.predictions)]
     pairs = [(run, image_set, class_map(run, image_set, options.class_map)) for run in runs for image_set in sets]
     for kind, paths in (("model", [run.name for run in runs]), ("data set", [s.name for s in sets])):
-        if options.save and len({Path(path).name for path in paths}) < len(paths):
+        taken = {name.casefold() for name in ("index.html", RECORD, *map(folder_name, paths))}
+        if options.save and len(taken) < 2 + len(paths):
             raise InputError(f"--save: each {kind} has a folder of its name, and {' '.join(paths)} would share one")
-    return sets, (score(*pair, options, accelerator) for pair in pairs), runs
+    return sets, runs, pairs
+
+
+def heading(run, image_set: ImageSet, options: EvalOptions) -> dict:
+    """What of an entry is known before scoring."""
+    entry = {
+        "model": run.name,
+        "dataset": image_set.name,
+        "split": image_set.split,
+        "images": len(image_set.images),
+        "size": None,
+        "labels": str(image_set.label_kind),
+        "mean": options.mean,
+    }
+    return entry | run.settings
 
 
 def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None:
@@ -106,8 +154,8 @@ def check_data(options: EvalOptions) -> None:
 
 
 class Model:
-    """A network to score, and how: `settings` of an entry. classes: those of its train ids. card: its folder and the
-    identity of its weights before scoring, if it has a model card on this machine.
+    """A network to score, and how: `settings` of an entry. classes: those of its train ids. weights: their identity.
+    card: its folder and that identity, if it has a model card on this machine.
 
     Raises `InputError` if there is no such model.
     """
@@ -119,7 +167,8 @@ class Model:
         size, scales = options.size or self.model.config["size"], list(factors(options.scales))
         self.settings = {"size": size, "scales": scales, "flip": options.flip}
         folder = find_model(name, "teacher", "--model")
-        self.card = (folder, identity(folder)) if os.path.isdir(name) and (folder / CARD).is_file() else None
+        self.weights = identity(folder)
+        self.card = (folder, self.weights) if os.path.isdir(name) and (folder / CARD).is_file() else None
 
     def predict(self, image_set: ImageSet, numbers: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """The number and the H×W train ids (uint8, 255 = none) of each of these images of a set."""
@@ -138,7 +187,7 @@ class Predictions:
     Raises `InputError` if an image has no prediction, or several.
     """
 
-    classes, card, settings = None, None, {"size": None, "scales": None, "flip": None}
+    classes, card, weights, settings = None, None, None, {"size": None, "scales": None, "flip": None}
 
     def __init__(self, name: str, options: EvalOptions, sets: list[ImageSet]):
         folder, self.name, self.ids, self.resize = Path(name), name, options.ids, options.resize
@@ -241,29 +290,41 @@ def class_map(run, image_set: ImageSet, file: str | None) -> torch.Tensor:
     return ids
 
 
-def check_place(option: str, name: str | None, folder: bool) -> None:
-    """Raises `InputError` if `name` cannot be written, so that the user knows before hours of scoring."""
-    if name is None:
-        return
-    place = Path(name)
+def check_json(place: Path, heads: list[dict]) -> None:
+    """Raises `InputError`, before hours of scoring, if the results with these headings cannot be written to `place`,
+    or would replace what is not theirs."""
     there = next(path for path in (place, *place.absolute().parents) if path.exists())
-    inside = folder or there != place
-    if there.is_dir() != inside:
-        has, wanted = ("a file", "a folder") if inside else ("a folder", "a file's name")
-        raise InputError(f"{option} {place}: {there} is {has}; wanted: {wanted}")
+    if place.is_dir() or place.is_block_device() or there != place and not there.is_dir():
+        has = "a folder" if place.is_dir() else "a disk" if place.is_block_device() else "a file"
+        raise InputError(f"--json {place}: {there} is {has}; wanted: a file's name")
     if not os.access(there, os.W_OK):
-        raise InputError(f"{option} {place}: {there} cannot be written to")
+        raise InputError(f"--json {place}: {there} cannot be written to")
+    if place.is_file() and (os.path.samestat(place.stat(), os.fstat(1)) or not holds(place, heads)):
+        raise InputError(f"--json {place}: exists, and holds no results of this very command; give another file")
 
 
-def score(run, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, accelerator) -> Result:
-    """Score one run on one data set. The processes share the images out; each image counts once. `ids` as of
-    `class_map`; predictions and panels are written into the folder `options.save`."""
+def holds(file: Path, heads: list[dict]) -> bool:
+    """Whether a file holds results with some of these headings, and nothing else."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        return bool(entries) and all({key: entry[key] for key in heads[0]} in heads for entry in entries)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return False
+
+
+def score(run, image_set: ImageSet, ids: torch.Tensor, head: dict, options, accelerator, problems: list) -> Result:
+    """Score one run on one data set. The processes share the images out; each image counts once.
+
+    `ids` as of `class_map`; `head` as of `heading`. Predictions and panels are written into the folder `options.save`,
+    until one cannot be, which becomes one of the `problems`.
+    """
     images, classes, device = Images(image_set.images), image_set.classes, accelerator.device
+    names = png_names(image_set.images)
     numbers = list(range(accelerator.process_index, len(images), accelerator.num_processes))
     scored, ids = sorted(set(ids.tolist()) - {IGNORE}), ids.to(device)
     shapes = (len(images), len(classes)), (len(images), 3, len(scored)), (len(scored), len(scored) + 1)
     labelled, of_image, total = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in shapes)
-    with Writer() as writer:
+    with Writer(problems=problems) as writer:
         for i, prediction in counted(run.predict(image_set, numbers), len(numbers), "images"):
             prediction = ids[prediction.to(device).long()]
             labels = read_label(image_set.labels[i], image_set.label_kind, classes, tuple(prediction.shape))
@@ -273,24 +334,14 @@ def score(run, image_set: ImageSet, ids: torch.Tensor, options: EvalOptions, acc
             matrix = matrix[scored][:, [*scored, len(classes)]]
             of_image[i] = counts(matrix)
             total += matrix
-            if options.save:
-                folder = Path(options.save) / Path(run.name).name / Path(image_set.name).name
-                inside = image_set.images[i].relative_to(image_set.root).with_suffix(".png")
+            if options.save and not problems:
+                folder = Path(options.save) / folder_name(run.name) / folder_name(image_set.name)
+                inside = names[image_set.images[i]].relative_to(image_set.root)
                 predicted = label_image(prediction.cpu().numpy(), classes)
                 writer.save(predicted, folder / "color" / inside)
                 row = [images[i], label_image(labels, classes), predicted]
                 writer.save(grid([row], ["image", "truth", "prediction"]), folder / "panels" / inside)
     gathered(None)  # wait here: `reduce` on GPUs gives up after minutes
     labelled, of_image, total = (accelerator.reduce(part, "sum").cpu() for part in (labelled, of_image, total))
-    entry = {
-        "model": run.name,
-        "dataset": image_set.name,
-        "split": image_set.split,
-        "images": len(images),
-        "size": run.settings["size"],
-        "labels": str(image_set.label_kind),
-        "mean": options.mean,
-        "classes": [classes.names[i] for i in scored],
-        "label_set": fingerprint(labelled),
-    }
-    return summarise(entry | run.settings, total, of_image)
+    found = {"classes": [classes.names[i] for i in scored], "label_set": fingerprint(labelled)}
+    return summarise(head | found, total, of_image)

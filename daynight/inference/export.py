@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -147,8 +147,15 @@ def export(options: ExportOptions) -> None:
         raise InputError(f"--size {size}: wanted: at least {SMALLEST} pixels")
     name = part if folder == Path(options.model) / part else Path(options.model).absolute().name
     out = Path(options.out or f"{name}.onnx")
-    if out.is_dir():
-        raise InputError(f"--out {out}: a folder stands there; wanted: a file's name")
+    record = {"daynight": __version__, "model": identity(folder), "size": size}
+    if labels:
+        pairs = zip(network.config["names"], network.config["colors"], strict=True)
+        record["classes"] = json.dumps([{"name": name, "color": color} for name, color in pairs], ensure_ascii=False)
+    elif tiles:
+        record["tiles"] = tiles
+    if os.path.lexists(out) and record_of(onnx, out) != record:
+        there = "a folder stands there" if out.is_dir() else "exists, and is not this export of this model"
+        raise InputError(f"--out {out}: {there}; give another file's name")
 
     say(f"{folder} → {out}")
     crop = tiles and pair(tiles)
@@ -163,21 +170,22 @@ def export(options: ExportOptions) -> None:
     result = "labels: N×H×W, uint8, train ids" if labels else "translation: N×H×W×3, RGB, uint8"
     inside = "at the image's size" if size == "native" else f"at {size}, as --size"
     model.doc_string = f"image: N×H×W×3, RGB, uint8, from {SMALLEST}×{SMALLEST} → {result}; the network runs {inside}"
-    record = {"daynight": __version__, "model": identity(folder), "size": size}
-    if labels:
-        pairs = zip(network.config["names"], network.config["colors"], strict=True)
-        record["classes"] = json.dumps([{"name": name, "color": color} for name, color in pairs], ensure_ascii=False)
-    elif tiles:
-        record["tiles"] = tiles
     onnx.helper.set_model_props(model, record)
     content = model.SerializeToString()
     check(onnxruntime, content, Deployed(original, size, labels), street())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace(out, lambda temporary: temporary.write_bytes(content))
+        replace(out.resolve(), lambda temporary: temporary.write_bytes(content))
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror}") from error
     say(f"{out}: {len(content) / 2**20:.1f} MiB, ONNX opset {OPSET}; {model.doc_string}")
+
+
+def record_of(onnx, file: Path) -> dict[str, str] | None:
+    """What an ONNX file says of itself; None where it is none."""
+    with suppress(Exception):  # what is no ONNX file leads to exceptions of several kinds
+        if file.is_file():
+            return {prop.key: prop.value for prop in onnx.load(file, load_external_data=False).metadata_props}
 
 
 def street() -> Image.Image:

@@ -4,6 +4,7 @@ They find the images, claim the folder to write, share the images out over the p
 finds every file there, also those that other processes wrote.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -36,6 +37,17 @@ def find(name: str, data_root: str, out: str) -> Folders:
     root = locate(given).root
     check_apart(root, Path(out))
     return Folders(given, root, image_files(given), Path(out))
+
+
+def png_names(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Each path with the suffix .png, its own suffix kept before it where two would be the same."""
+    names = {path: path.with_suffix(".png") for path in paths}
+    while True:
+        count = Counter(names.values())
+        longer = {path: path.with_name(f"{path.name}.png") for path in paths if count[names[path]] > 1}
+        if longer.items() <= names.items():
+            return names
+        names |= longer
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """`predict`: label a tree of images."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from PIL import Image
 from daynight.config import PredictOptions, factors
 from daynight.data.images import Images, Writer, is_whole
 from daynight.data.labels import CITYSCAPES, Classes, to_label_ids
-from daynight.inference.folders import claimed, find, unfinished
+from daynight.inference.folders import claimed, find, png_names, unfinished
 from daynight.inference.tiles import reading_threads, segment
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.hub import classes_of, find_model, identity, load_model
@@ -37,13 +36,10 @@ def predict(options: PredictOptions) -> None:
         record |= {"scales": list(scales), "flip": options.flip}
     threads, sure = reading_threads(options.num_workers, accelerator), options.confidence
     kinds = ["ids", "color", "overlay", *["confidence"] * sure]
-    stems = Counter(path.with_suffix("") for path in folders.images)
+    names = png_names(folders.images)
 
     def places(path: Path) -> list[Path]:
-        inside = path.relative_to(folders.root)
-        # two images of one stem keep their suffixes, so that their results differ in name
-        name = inside.name if stems[path.with_suffix("")] > 1 else inside.stem
-        return [folders.out / kind / inside.with_name(f"{name}.png") for kind in kinds]
+        return [folders.out / kind / names[path].relative_to(folders.root) for kind in kinds]
 
     def results(paths):
         images = Images(paths)

@@ -1,5 +1,8 @@
 """What a person sees: lines, tables, and progress with rate and time left. Without a terminal all are plain lines."""
 
+import errno
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,19 +13,68 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-# no markup: names of classes, files and options may hold square brackets
-console = Console(highlight=False, soft_wrap=True, markup=False)
+# names of classes, files and options may hold square brackets and colons
+PLAIN = {"highlight": False, "markup": False, "emoji": False}
+console = Console(soft_wrap=True, **PLAIN)
+
+
+class Stream(io.TextIOWrapper):
+    """Standard output or error that never fails: a letter that its encoding lacks becomes "?", and what nobody reads,
+    or what fits on no disk, is dropped."""
+
+    def write(self, text: str) -> int:
+        try:
+            super().write(text)
+        except OSError as error:
+            self._drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        discard(self.fileno())  # also what is buffered, which Python would try to write at its end
+        if error.errno != errno.EPIPE and self is sys.stdout:
+            warn(f"standard output: {error.strerror}; going on without it")
+
+
+def discard(descriptor: int) -> None:
+    """Let what is written to a file descriptor go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def open_streams() -> None:
+    """Make a `Stream` of standard output and of standard error."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # the shell has closed it; the next file to be opened would take its place
+            discard(number)
+            setattr(sys, name, Stream(open(number, "wb", closefd=False), line_buffering=True))
+        elif type(stream) is io.TextIOWrapper:  # a test's or a notebook's stays as it is
+            lines = stream.line_buffering or number == 2
+            setattr(sys, name, Stream(stream.buffer, stream.encoding, "replace", line_buffering=lines))
+
+
+def plain(text: str) -> str:
+    """Text in which nothing can move a terminal's cursor or change its colours: "\\x1b" for ESC."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def say(text: str) -> None:
     """One line on standard output. Only the first process prints: `make_accelerator` makes the others quiet."""
-    console.print(text)
+    console.print(plain(text))
 
 
 def warn(text: str) -> None:
     """One line on standard error."""
     if not console.quiet:
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {plain(text)}", file=sys.stderr, flush=True)
 
 
 def number(value: float | None, form: str = ".1f") -> str:
@@ -69,7 +121,7 @@ class Meter(Progress):
 
     def show(self, values: dict[str, float]) -> None:
         """Show named values, until others are given."""
-        self.values = values
+        self.values = {plain(name): value for name, value in values.items()}
 
     def advance(self) -> None:
         """Count an item as done. The first is timed apart: it warms caches up and says little about the others."""
@@ -116,5 +168,5 @@ def counted(items: Iterable, total: int, unit: str) -> Iterator:
 
 def show(table: Table) -> None:
     """Print a table. In a file, where no terminal bounds it, it is as wide as it needs to be."""
-    paper = console if console.is_terminal else Console(width=1000, quiet=console.quiet, markup=False)
+    paper = console if console.is_terminal else Console(width=1000, quiet=console.quiet, **PLAIN)
     paper.print(table)

@@ -6,10 +6,14 @@ import json
 import os
 import shutil
 import weakref
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from daynight.system.console import warn
 from daynight.system.errors import InputError
+
+LOCK, MARK = ".daynight.lock", (".daynight-", ".part")  # of what is being written: how its name begins and ends
 
 # a loader's worker outlives a killed parent by seconds: it must not keep its locks
 _locked = weakref.WeakSet()
@@ -28,23 +32,38 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def marked(name: str = "") -> str:
+    """A hidden name by which daynight knows a folder of its own, with half-written files."""
+    return name.join(MARK)
+
+
+def is_marked(name: str) -> bool:
+    return name.startswith(MARK[0]) and name.endswith(MARK[1])
+
+
 def replace(path: Path, write) -> None:
-    """Let `write(temporary path)` write a file, flush it to disk and give it its name: whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    """Let `write(temporary path)` write a file, flush it to disk and give it its name: whole or not at all.
+
+    The temporary file has a marked folder to itself: libraries may leave files of their own beside it.
+    """
+    begin, end = MARK
+    with TemporaryDirectory(end, begin, path.parent, ignore_cleanup_errors=True) as folder:
+        temporary = Path(folder, "part")
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
         os.chmod(temporary, mode)  # safetensors lets nobody but the owner read
         sync(temporary)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content) -> None:
+    """A link stays one. A device or a pipe is written to; anything else is replaced, whole or not at all."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        replace(path.resolve(), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict:
@@ -61,21 +80,21 @@ def read_json(path: Path) -> dict:
 
 def is_free(folder: Path) -> bool:
     """Whether a folder is not there, or holds nothing but what a process killed at its start leaves."""
-    return not folder.exists() or all(p.name == ".lock" or p.match(".*.part") for p in folder.iterdir())
+    return not folder.exists() or all(path.name == LOCK or is_marked(path.name) for path in folder.iterdir())
 
 
 class Lock:
     """Keep other processes out of a folder, which is made if there is none, until the end of a `with` or of this
-    process, however it ends. Files that killed processes left half-written in it are deleted.
+    process, however it ends. What killed processes left half-written in it is deleted, by daynight's mark.
 
     Raises `InputError`, naming `option`, if another process has the folder or nothing can be written there.
     """
 
     def __init__(self, folder: Path, option: str = "--out"):
-        self.path = folder / ".lock"
+        self.path = folder / LOCK
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "w")
+            self.file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
             _locked.add(self.file)
             try:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,8 +105,11 @@ class Lock:
             # a process that has just ended may have deleted this file: the next process would make and lock another
             if not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
                 raise BlockingIOError
-            for part in [*folder.rglob(".*.part"), *folder.rglob(".tmp??????")]:  # the latter are safetensors'
-                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+            for place, folders, files in os.walk(folder):
+                if LOCK in files and place != str(folder):
+                    folders.clear()  # another command may be at work there
+                for name in filter(is_marked, folders):
+                    shutil.rmtree(os.path.join(place, name), ignore_errors=True)
         except BlockingIOError:
             raise InputError(f"{option} {folder}: another process is working on it") from None
         except OSError as error:
@@ -108,25 +130,25 @@ def check_apart(root: Path, out: Path) -> None:
         raise InputError(f"--out {out}: is --in, lies inside it or holds it; give a folder beside it")
 
 
-def claim(folder: Path, name: str, record: dict) -> Lock:
+def claim(folder: Path, name: str, record: dict, option: str = "--out") -> Lock:
     """Lock a folder, and record in `folder/name` what its content is made with.
 
     Raises `InputError` if the folder holds something else or was made with another record, so that results of two
     models never mix, or if another process works there.
     """
-    path = folder / name
+    path, before = folder / name, None
     try:
-        if path.is_file():
+        with suppress(InputError):
             before = read_json(path)
-            for key, value in record.items():
-                if before.get(key) != value:
-                    was = f"{key} {before.get(key)}, not {value}"
-                    raise InputError(f"--out {folder}: was made with {was}; give another folder")
-        elif not is_free(folder):
-            raise InputError(f"--out {folder}: not empty, and not made by this command; give another folder")
-        lock = Lock(folder)
-        if not path.is_file():
+        if before is None and not is_free(folder):
+            raise InputError(f"{option} {folder}: not empty, and not made by this command; give another folder")
+        for key, value in record.items() if before is not None else ():
+            if before.get(key) != value:
+                was = f"{key} {before.get(key)}, not {value}"
+                raise InputError(f"{option} {folder}: was made with {was}; give another folder")
+        lock = Lock(folder, option)
+        if before is None:
             write_json(path, record)
     except OSError as error:
-        raise InputError(f"--out {folder}: {error.strerror}; give another folder") from error
+        raise InputError(f"{option} {folder}: {error.strerror}; give another folder") from error
     return lock

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from daynight.models.hub import save_model
 from daynight.system.console import warn
 from daynight.system.errors import InputError, RunError
-from daynight.system.files import replace, sync
+from daynight.system.files import marked, replace, sync
 from daynight.system.processes import gathered
 
 PREFIX = "checkpoint-"
@@ -110,7 +110,7 @@ class Checkpoint:
                     f"weights of {name} are nan after step {step:,}{left_in(self.folder)}; a lower --lr may help"
                 )
         final = self.folder / f"{PREFIX}{step:07d}"
-        part = self.folder / f".{final.name}.part"
+        part = self.folder / marked(final.name)
         main = self.accelerator.is_main_process
         with writing(self.folder, step):
             if main:
@@ -142,7 +142,7 @@ class Checkpoint:
         for steps, old in found.items():
             if steps not in kept:
                 # rename it before deleting, so that a half-deleted checkpoint is never loaded
-                part = old.with_name(f".{old.name}.part")
+                part = old.with_name(marked(old.name))
                 os.rename(old, part)
                 shutil.rmtree(part)
         for name, model in self.written().items():

@@ -197,15 +197,19 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
         raise InputError(f"--out {folder}: holds a run already; give another --out or leave --no-resume")
     if not path.is_file() and not is_free(folder):
         raise InputError(f"--out {folder}: not empty, and holds no run; give another folder")
-    # without a checkpoint nothing is lost by beginning again, with other options or data
-    if not path.is_file() or not checkpoints_in(folder):
+    if not path.is_file():
         return False
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         former = {key.replace("-", "_"): value for key, value in record["options"].items()}
         fingerprints = dict(record["data"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not the options of a run ({error})") from error
+        raise InputError(
+            f"--out {folder}: options.json: not the options of a run ({error}); give another folder"
+        ) from error
+    # without a checkpoint nothing is lost by beginning again, with other options or data
+    if not checkpoints_in(folder):
+        return False
     given = asdict(options)
     for name in sorted(former.keys() - {name.rstrip("_") for name in given}):
         raise InputError(

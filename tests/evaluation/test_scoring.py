@@ -62,6 +62,7 @@ def home(tmp_path_factory):
 
 
 def score(home, words, tmp_path, **environment):
+    (tmp_path / "results.json").unlink(missing_ok=True)
     result = daynight(f"eval {words} --json {tmp_path}/results.json", home, **environment)
     assert (result.code, result.err) == (0, ""), result
     return json.loads((tmp_path / "results.json").read_text()), result.out

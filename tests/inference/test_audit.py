@@ -103,14 +103,14 @@ def test_the_page_shows_the_worst_first(home):
 
 
 def test_what_is_the_users_own_is_never_written_to(home, tmp_path):
-    """The labels that come along are links to it."""
+    """Also where the labels that come along are links to it."""
     shutil.copytree(home / "data/cs", tmp_path / "cs")
     before = state(tmp_path / "cs")
-    assert translate(home, tmp_path / "cs", tmp_path / "night", "").code == 0
+    assert translate(home, tmp_path / "cs", tmp_path / "night", "--link").code == 0
     label = next((tmp_path / "cs/gtFine").rglob("*_labelIds.png"))
     carried = tmp_path / "night" / label.relative_to(tmp_path / "cs")
     assert os.path.samefile(label, carried)
-    assert translate(home, tmp_path / "cs", tmp_path / "night", "--audit a").code == 0
+    assert translate(home, tmp_path / "cs", tmp_path / "night", "--link --audit a").code == 0
     assert os.path.samefile(label, carried) and state(tmp_path / "cs") == before
 
 

@@ -121,8 +121,8 @@ def test_images_of_a_batch_do_not_meet(home, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "check", lambda *_: None)
     street = np.stack([streets.scene(number, False, (60, 90))[0] for number in range(3)])
     for model in ("seg", "gan-48"):
-        assert daynight(f"export --model {home / model} --out one.onnx", tmp_path).code == 0
-        session = onnxruntime.InferenceSession(tmp_path / "one.onnx")
+        assert daynight(f"export --model {home / model} --out {model}.onnx", tmp_path).code == 0
+        session = onnxruntime.InferenceSession(tmp_path / f"{model}.onnx")
         together = session.run(None, {"image": street})[0].astype(int)
         alone = np.concatenate([session.run(None, {"image": image[None]})[0] for image in street])
         assert np.abs(together - alone).mean() < 0.001
@@ -140,7 +140,6 @@ def test_a_file_that_differs_from_the_original_is_not_written(model, bias, home,
         values += torch.linspace(-0.5, 0.5, len(values))
         return trace(deployed)
 
-    (tmp_path / "one.onnx").write_text("was here")
     line = f"export --model {home / model} --out one.onnx"
     assert daynight(line, tmp_path).code == 0
     whole = (tmp_path / "one.onnx").read_bytes()

@@ -199,8 +199,8 @@ def test_results_land_in_the_card(home, run):
     path = run / "teacher/README.md"
     text = path.read_text().replace("license: unknown", "license: mit").replace("## Use", "My own words.\n\n## Use")
     path.write_text(text)
-    results = run.parent / "results.json"
     for words in ("", "", "--flip"):
+        results = run.parent / f"results{words}.json"
         result = daynight(f"eval --model {run} --dataset own --json {results} {words}", home)
         assert result.code == 0 and f"added to {path}" in result.out
         entry = json.loads(results.read_text())[0]

@@ -232,7 +232,7 @@ def test_what_one_process_cannot_read_none_goes_on_from(home):
 
 @contextmanager
 def locked(folder):
-    with open(folder / ".lock", "w") as file:
+    with open(folder / ".daynight.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -119,7 +119,7 @@ def test_a_second_process_is_refused(command, place):
         assert child.exitcode == 2
         option = "--save" if command == "eval" else "--out"
         assert log(place).splitlines()[-1] == f"daynight: {option} out: another process is working on it"
-        assert [path.name for path in (place / "out").iterdir()] == [".lock"]
+        assert [path.name for path in (place / "out").iterdir()] == [".daynight.lock"]
     assert not list((place / "out").iterdir())
 
 

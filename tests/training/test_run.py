@@ -25,6 +25,7 @@ from daynight import segmentation, translation
 from daynight.config import SegTrainOptions, TranslateTrainOptions
 from daynight.demo import streets
 from daynight.system.errors import InputError, RunError
+from daynight.system.files import is_marked
 from daynight.training.checkpoint import Checkpoint
 from daynight.training.run import Run, ramp
 
@@ -294,15 +295,15 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_the_old_one_goes(two
         os, "rename", lambda old, new: (done.append(f"{Path(old).name} → {new.name}"), rename(old, new))
     )
     checkpoint.save(6, {})
-    part = folder / ".checkpoint-0000006.part"
-    written = {f"{part}/.{name}.safetensors.{os.getpid()}.part" for name in ("process-0", "state")}
-    assert set(done[:2]) == written
+    part = folder / ".daynight-checkpoint-0000006.part"
+    written = [Path(path) for path in done[:2]]
+    assert {path.parents[1] for path in written} == {part} and all(is_marked(path.parent.name) for path in written)
     assert done[2:] == [
         f"{folder}/metrics.jsonl",
         f"{part}",
-        ".checkpoint-0000006.part → checkpoint-0000006",
+        ".daynight-checkpoint-0000006.part → checkpoint-0000006",
         f"{folder}",
-        "checkpoint-0000002 → .checkpoint-0000002.part",
+        "checkpoint-0000002 → .daynight-checkpoint-0000002.part",
     ]
 
 
@@ -326,11 +327,13 @@ def test_file_systems_that_cannot_lock_or_flush_a_folder_will_do(data, tmp_path,
 
 def test_what_a_run_leaves_that_was_killed_as_it_began_is_no_other_work(data, tmp_path):
     folder, options = tmp_path / "run", seg_options(data, tmp_path / "run", steps=1)
-    (folder / ".checkpoint-0000001.part").mkdir(parents=True)
-    for name in (".lock", ".options.json.17.part", ".checkpoint-0000001.part/state.safetensors"):
+    parts = ".daynight-a1b2c3d4.part/part", ".daynight-checkpoint-0000001.part/state.safetensors"
+    for name in (".daynight.lock", *parts):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("begun")
     train(options)
-    (folder / "teacher/.tmpa1B2c3").write_text("begun by safetensors")
+    (folder / "teacher/.daynight-a1b2c3d4.part").mkdir()
+    (folder / "teacher/.daynight-a1b2c3d4.part/.tmpa1B2c3").write_text("begun by safetensors")
     train(options)
     assert not list(folder.rglob(".*"))
     assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1
@@ -351,7 +354,7 @@ def test_a_checkpoint_that_was_not_finished_is_none(runs, tmp_path, monkeypatch)
     root, made = runs
     folder, options = tmp_path / "run", replace(made["supervised"], out=str(tmp_path / "run"))
     stop_after(monkeypatch, 4, kill, options)
-    part = folder / ".checkpoint-0000006.part"
+    part = folder / ".daynight-checkpoint-0000006.part"
     part.mkdir()
     (part / "state.safetensors").write_bytes(b"begun")
     train(options)
