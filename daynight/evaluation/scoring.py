@@ -24,7 +24,7 @@ from daynight.models.hub import classes_of, find_model, identity, load_model
 from daynight.reports.card import CARD, add_results
 from daynight.reports.previews import grid, label_image
 from daynight.system.console import counted, say, show, warn
-from daynight.system.errors import InputError, RunError, Unlabelled
+from daynight.system.errors import InputError, RunError, Unlabelled, Unreadable
 from daynight.system.files import claim, read_json, write_json
 from daynight.system.processes import gathered, make_accelerator, together
 
@@ -123,13 +123,13 @@ def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None
     """What is scored of a data set. Unless `labelled`, None where it has no labels. Raises `InputError` where all
     pixels of its labels are ignored, as in Cityscapes' test set."""
     splits, root = (options.split,) if options.split else None, Path(options.data_root)
-    with nullcontext() if labelled else suppress(Unlabelled):
+    found = None
+    # a damaged label is reported when it is scored
+    with suppress(Unreadable) if labelled else suppress(Unreadable, Unlabelled):
         found = load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)
         if not any((read_label(path, found.label_kind, found.classes) != IGNORE).any() for path in found.labels):
-            raise InputError(
-                f"--dataset {name}: labels of {found.split or 'it'} ignore all pixels; give another --split"
-            )
-        return found
+            raise InputError(f"--dataset {name}: labels of {found.split or 'it'} ignore all pixels; another --split?")
+    return found
 
 
 def check_data(options: EvalOptions) -> None:
