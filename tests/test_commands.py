@@ -102,7 +102,7 @@ def check_run(run, steps, models):
     }
     for model in models:
         names = [path.as_posix() for path in files(run / model)]
-        assert names == ["README.md", "config.json", "model.safetensors", "preview.png"]
+        assert names == ["README.md", "config.json", "model.safetensors"]
     options = entries(run / "options.json")
     assert {"options", "versions", "data"} <= options.keys()
     assert {"daynight", "revision", "torch", "cuda", "timm"} <= options["versions"].keys()

@@ -375,7 +375,7 @@ def test_a_run_holds_what_it_should(runs):
         assert checkpoints(root / kind) == ["checkpoint-0000006", "checkpoint-0000007"]
         for product in products:
             names = {path.name for path in (root / kind / product).iterdir()}
-            assert names == {"README.md", "config.json", "model.safetensors", "preview.png"}
+            assert names == {"README.md", "config.json", "model.safetensors"}
         assert [line["step"] for line in metrics(root / kind)] == [3, 6, 7]
         record = json.loads((root / kind / "options.json").read_text())
         assert record["options"]["lr"] == 1e-3 and record["options"]["batch-size"] == 2
