@@ -84,7 +84,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
         "\n".join(sets) or "Not recorded.",
         "Choose the licence in this file's header; the licences of the training images may limit it.",
         "## Training",
-        f"```sh\n{in_code(command + words(options))}\n```",
+        f"```sh\n{command}{words(options)}\n```",
         f"Seed {options.seed}; {', '.join(f'{name} {value}' for name, value in record['versions'].items() if value)}.",
         last_metrics(run / "metrics.jsonl", step),
         f"## Results\n\n{BEGIN}\n{END}" if task == "image-segmentation" else "",
@@ -94,14 +94,14 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
 
 
 def words(options) -> str:
-    """The options that are not the defaults, as typed, but for the folders of paths."""
+    """The options that are not the defaults, as typed on one line, without the folders of paths."""
     result = ""
     for f in fields(options):
         value = getattr(options, f.name)
         if f.name not in free(type(options)) and value != default_of(f):
             for one in value if isinstance(value, list) else [value]:
                 result += f" --{f.name.replace('_', '-')}" + ("" if one is True else f" {shlex.quote(public(one))}")
-    return result
+    return re.sub(f"{ODD}|<(?=!--)", "\ufffd", result)  # in a block of code nothing can be escaped
 
 
 def last_metrics(file: Path, step: int) -> str:
@@ -189,8 +189,3 @@ def in_text(name: str) -> str:
     special = r"[\\`*\[\]<>&|~$]|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])"
     line = re.sub(ODD, "\ufffd", " ".join(name.split()))
     return re.sub(special, lambda found: "&#92;" if found[0] == "\\" else f"\\{found[0]}", line)
-
-
-def in_code(text: str) -> str:
-    """A text as one line of a block of code, where nothing can be escaped."""
-    return re.sub(f"{ODD}|<(?=!--)", "\ufffd", text)
