@@ -143,8 +143,8 @@ def check(options) -> None:
         raise InputError(f"--batch-size {options.batch_size}: wanted: at least 1")
     if options.out.suffix.lower() not in FORMATS:
         raise InputError(f"--out {options.out}: wanted: a name that ends in {', '.join(FORMATS)}")
-    if options.out.resolve() == options.source.resolve() or not options.out.parent.is_dir():
-        raise InputError(f"--out {options.out}: wanted: another file than --in, in a folder that exists")
+    if options.out.exists() or not options.out.parent.is_dir():
+        raise InputError(f"--out {options.out}: wanted: a new file, in a folder that exists")
     try:
         known = av.Codec(options.codec, "w").type == "video"
     except av.codec.codec.UnknownCodecError:

@@ -53,8 +53,8 @@ def evaluate(options: EvalOptions) -> list[dict]:
     results, problems = [], []
     with lock:
         try:
-            for pair, head in zip(pairs, heads, strict=True):
-                results.append(score(*pair, head, options, accelerator, problems))
+            for pair in pairs:
+                results.append(score(*pair, options, accelerator, problems))
         finally:
             entries = [result.entry for result in results]
             whole = len(results) == len(pairs)
@@ -312,11 +312,10 @@ def holds(file: Path, heads: list[dict]) -> bool:
         return False
 
 
-def score(run, image_set: ImageSet, ids: torch.Tensor, head: dict, options, accelerator, problems: list) -> Result:
+def score(run, image_set: ImageSet, ids: torch.Tensor, options, accelerator, problems: list | None = None) -> Result:
     """Score one run on one data set. The processes share the images out; each image counts once.
 
-    `ids` as of `class_map`; `head` as of `heading`. Predictions and panels are written into the folder `options.save`,
-    until one cannot be, which becomes one of the `problems`.
+    `ids` as of `class_map`. Predictions and panels go to the folder `options.save`; `problems` as of `Writer`.
     """
     images, classes, device = Images(image_set.images), image_set.classes, accelerator.device
     names = png_names(image_set.images)
@@ -344,4 +343,4 @@ def score(run, image_set: ImageSet, ids: torch.Tensor, head: dict, options, acce
     gathered(None)  # wait here: `reduce` on GPUs gives up after minutes
     labelled, of_image, total = (accelerator.reduce(part, "sum").cpu() for part in (labelled, of_image, total))
     found = {"classes": [classes.names[i] for i in scored], "label_set": fingerprint(labelled)}
-    return summarise(head | found, total, of_image)
+    return summarise(heading(run, image_set, options) | found, total, of_image)

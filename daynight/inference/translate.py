@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from daynight.config import TranslateOptions, pair
+from daynight.data.formats import open_image
 from daynight.data.images import Images, Writer, is_whole, save_image
 from daynight.data.sets import companions
 from daynight.data.transforms import target_size
@@ -65,7 +66,7 @@ def carry(folders: Folders, size: str | None, link: bool) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if size and path.suffix == ".png":
             try:
-                label = Image.open(path)
+                label = open_image(path)
                 height, width = target_size(label.height, label.width, size)
                 label = label.resize((width, height), Image.Resampling.NEAREST)
             # Pillow answers damaged files with exceptions of any kind

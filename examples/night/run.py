@@ -22,7 +22,7 @@ from daynight.data.images import Images, save_image
 from daynight.data.labels import Classes, read_label
 from daynight.data.sets import load
 from daynight.evaluation.metrics import bootstrap, interval, mean_iou_of
-from daynight.evaluation.scoring import compare
+from daynight.evaluation.scoring import compare, score
 from daynight.inference.tiles import segment
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.hub import classes_of, load_model
@@ -221,7 +221,8 @@ class Table1:
     def score(self, folder: Path, sets: list[Path]) -> list[dict]:
         """Score by `eval`; keep each image's counts, so that any classes can be averaged over any images later."""
         options = EvalOptions(model=[str(folder)], dataset=[str(path) for path in sets])
-        results = compare(options, make_accelerator("auto"))[1]
+        accelerator = make_accelerator("auto")
+        results = [score(*pair, options, accelerator) for pair in compare(options, accelerator)[2]]
         return [result.entry | {"of_images": result.of_images.tolist()} for result in results]
 
     def scores(self, row: str) -> list[dict]:

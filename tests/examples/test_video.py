@@ -168,7 +168,7 @@ def bad(home):
         ("--in damaged.mp4 --out x.mp4", ["damaged.mp4", "frame 0"]),
         ("--in sound.mp4 --out x.mp4", ["sound.mp4", "no video"]),
         ("--in drive.mp4 --out x.txt", ["x.txt", ".mp4"]),
-        ("--in drive.mp4 --out drive.mp4", ["drive.mp4", "another file"]),
+        ("--in drive.mp4 --out drive.mp4", ["drive.mp4", "new file"]),
         ("--in drive.mp4 --out gone/x.mp4", ["gone/x.mp4", "folder"]),
         ("--in drive.mp4 --out x.mp4 --codec h999", ["h999", "mpeg4"]),
         ("--in drive.mp4 --out x.mp4 --codec aac", ["aac", "mpeg4"]),
