@@ -335,6 +335,15 @@ def colors(path):
     Image.new("RGB", size, (70, 130, 180)).save(path)
 
 
+def exchanged(path):
+    """The palette has the colours of road and car exchanged; most pixels are sky."""
+    values = np.zeros((48, 96), np.uint8)
+    values[:5] = 1
+    picture = Image.fromarray(values, "P")
+    picture.putpalette([channel for i in (0, 2, 1) for channel in trees.CLASSES[i][1]])
+    picture.save(path)
+
+
 def bomb(path):
     """A PNG of a few bytes that says it has 400 megapixels."""
     header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
@@ -363,6 +372,7 @@ LABEL = {
     small: "10x12",
     beyond: "value 3",
     colors: "colour",
+    exchanged: "index 1 shows the colour of 'car' and means 'road'",
 }
 FILES = {"image": ("images/{}/000.jpg", IMAGE), "label": ("labels/{}/000.png", LABEL)}
 TRAIN, VAL = {"image": "train", "label": "train"}, {"image": "val", "label": "val"}
