@@ -13,8 +13,8 @@ import timm
 import torch
 from huggingface_hub import HfApi, errors, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from daynight.config import is_size
 from daynight.system import __version__
@@ -90,27 +90,31 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
     Raises `InputError` naming `option` and the file if something is missing, damaged or of another class.
     """
     folder = find_model(name, part, option)
+    path = folder / WEIGHTS
+    shapes = read_shapes(path, option)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         found, _ = config.pop("class"), config.pop("daynight", None)
         if found != kind.__name__:
             raise InputError(f"{option} {name}: {folder} holds a {found}, wanted: a {kind.__name__}")
-        check_config(kind, config)
+        check_config(kind, config, len(shapes))
+        # a few bytes of config may ask for a network larger than memory: it is made only if the file is of it
+        with torch.device("meta"):
+            ours = kind(**config).state_dict()
+        if wrong := {name: tuple(tensor.shape) for name, tensor in ours.items()}.items() ^ shapes.items():
+            raise InputError(f"{option} {name}: {path} is not of the network in its {CONFIG} ({min(wrong)[0]} differs)")
         model = kind(**config)
     # what constructors raise for a wrong value; RuntimeError: memory, nesting
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise InputError(f"{option} {name}: {folder / CONFIG} does not describe a model ({error})") from error
-    path = folder / WEIGHTS
-    tensors = read_tensors(path, option)
-    ours, theirs = ({name: x.shape for name, x in state.items()} for state in (model.state_dict(), tensors))
-    if wrong := ours.items() ^ theirs.items():
-        raise InputError(f"{option} {name}: {path} is not of the network in its {CONFIG} ({min(wrong)[0]} differs)")
-    model.load_state_dict(tensors)
+    model.load_state_dict(read_tensors(path, option, ours))
     return model.eval()
 
 
-def check_config(kind: type, config: dict) -> None:
+def check_config(kind: type, config: dict, tensors: int) -> None:
     """Raises `ValueError` or `TypeError` for values that a constructor would accept and that fail later.
+
+    Each of a network's blocks has some of the `tensors` in its file.
 
     Options of timm's networks are refused: one of them names a file to unpickle. `names` are 1 to 255 different names,
     and `colors` an RGB for each.
@@ -119,7 +123,7 @@ def check_config(kind: type, config: dict) -> None:
     for name, value in config.items():
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
-        if isinstance(value, int) and not 0 <= value <= 8192:
+        if isinstance(value, int) and not 0 <= value <= (tensors if name == "blocks" else 8192):
             raise ValueError(f"{name} is {value}")
     size, crop = config.get("size", "native"), config.get("crop")
     if not is_size(size) or crop == "native" or crop is not None and not is_size(crop):
@@ -147,12 +151,36 @@ def identity(model: Path) -> str:
     return hashlib.sha256((model / WEIGHTS).read_bytes()).hexdigest()[:12]
 
 
-def read_tensors(path: Path, option: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file. Raises `InputError` naming `option` and the file."""
+@contextmanager
+def opened(path: Path, option: str):
+    """A safetensors file of which the header is read. Raises `InputError` naming `option` and the file."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{option}: {path} is not a whole safetensors file ({error})") from error
+
+
+def read_shapes(path: Path, option: str) -> dict[str, tuple[int, ...]]:
+    with opened(path, option) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def read_tensors(path: Path, option: str, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file that a network with the state `ours` has.
+
+    Raises `InputError` naming `option`, the file and the first that would make it no network: where `ours` has
+    floating-point numbers, all have to be such, and finite.
+    """
+    with opened(path, option) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name in ours}  # noqa: SIM118
+    for name, tensor in sorted(tensors.items()):
+        number = tensor.is_floating_point()
+        # in the 32 bits that networks have, in which a large number of 64 is infinite; their sum in 64 is finite
+        if ours[name].is_floating_point() and not (number and tensor.float().sum(dtype=torch.float64).isfinite()):
+            kind = "NaN or infinite" if number else str(tensor.dtype).removeprefix("torch.")
+            raise InputError(f"{option}: {path}: {name} holds {kind} values; expected finite floating-point numbers")
+    return tensors
 
 
 @contextmanager
@@ -199,9 +227,10 @@ def check_weights(path: Path, network: str, option: str) -> None:
     silent about the rest."""
     with torch.device("meta"):
         model = timm.create_model(network, num_classes=0)
-    found = read_tensors(path, option)
-    for name, tensor in model.state_dict().items():
-        fits = name in found and found[name].shape == tensor.shape
+    shapes, ours = read_shapes(path, option), model.state_dict()
+    for name, tensor in ours.items():
+        fits = shapes.get(name) == tensor.shape
         # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
         if not fits and not name.startswith("pre_logits") and "num_batches" not in name:
             raise InputError(f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)")
+    read_tensors(path, option, ours)
