@@ -128,8 +128,13 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     except Exception as error:
         cause = getattr(error, "strerror", None) or "damaged, or not an image"
         raise Unreadable(f"{path}: cannot be read as a label ({cause}); expected a PNG with {kind.value}s") from error
-    problem = problem_of_label(mode, values.shape[:2], size, wanted)
-    if not problem and mode == "P" and (shown := _contradiction(values, palette, kind, classes)):
+    problem = None
+    if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
+        problem = f"colour-coded ({mode}); expected {wanted}"
+    elif size is not None and values.shape[:2] != tuple(size):
+        has, wants = (f"{height}x{width}" for height, width in (values.shape[:2], size))
+        problem = f"label of {has} (height x width) for an image of {wants}; expected the same size"
+    elif mode == "P" and (shown := _contradiction(values, palette, kind, classes)):
         problem = f"colour-coded ({shown}); expected {wanted}"
     count = kind.count or len(classes)
     wrong = values[((values < 0) | (values >= count)) & (values != IGNORE)]
@@ -143,26 +148,10 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     return kind.train_ids[values.astype(np.uint8)]
 
 
-def problem_of_label(
-    mode: str, size: tuple[int, int], image_size: tuple[int, int] | None, wanted: str = "ids in one channel"
-) -> str | None:
-    """What the header of a label file shows to be wrong, in words; None if nothing.
-
-    mode: Pillow's. Sizes are (height, width), that of the image None where it is not known.
-    """
-    if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
-        return f"colour-coded ({mode}); expected {wanted}"
-    if image_size is not None and tuple(size) != tuple(image_size):
-        has, wants = (f"{height}x{width}" for height, width in (size, image_size))
-        return f"label of {has} (height x width) for an image of {wants}; expected the same size"
-    return None
-
-
 def _contradiction(values: np.ndarray, palette: list[tuple], kind: LabelKind, classes: Classes) -> str | None:
-    """The first index in a palette file that shows the colour of a class other than the one it means, in words.
+    """The first index in a palette file that shows the colour of another class than it means, in words.
 
-    An index that means no class may have a class's colour by chance, or on purpose (Mapillary's groups of cars): it
-    counts only where most pixels are of such indices.
+    One that means no class may have a class's colour (Mapillary's groups of cars): it counts where most pixels do so.
     """
     counts, meant = np.bincount(values.ravel(), minlength=256), kind.train_ids.tolist()
     own, names = (dict(enumerate(of)) for of in (classes.colors, classes.names))

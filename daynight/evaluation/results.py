@@ -15,7 +15,7 @@ from rich.table import Table
 from daynight.config import TrainingOptions, free
 from daynight.data.images import Images
 from daynight.data.labels import read_label
-from daynight.data.sets import ImageSet
+from daynight.data.sets import TIMES, ImageSet
 from daynight.evaluation.metrics import accuracy, bootstrap, interval, iou, mean_iou, mean_iou_of
 from daynight.reports import html as page
 from daynight.reports.previews import label_image
@@ -80,7 +80,8 @@ def same_but_seed(names: list[str]) -> list[list[str]]:
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
             options = {key: value for key, value in content["options"].items() if key.replace("-", "_") not in others}
-            groups.setdefault(json.dumps([options, content["data"]], sort_keys=True), []).append(name)
+            data = {key: value for key, value in content["data"].items() if not key.endswith(TIMES)}
+            groups.setdefault(json.dumps([options, data], sort_keys=True), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -13,8 +13,8 @@ import timm
 import torch
 from huggingface_hub import HfApi, errors, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from daynight.config import is_size
 from daynight.system import __version__
@@ -91,33 +91,33 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
     """
     folder = find_model(name, part, option)
     path = folder / WEIGHTS
-    shapes = read_shapes(path, option)
+    tensors = read_tensors(path, option)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         found, _ = config.pop("class"), config.pop("daynight", None)
         if found != kind.__name__:
             raise InputError(f"{option} {name}: {folder} holds a {found}, wanted: a {kind.__name__}")
-        check_config(kind, config, len(shapes))
+        check_config(kind, config, len(tensors))
         # a few bytes of config may ask for a network larger than memory: it is made only if the file is of it
         with torch.device("meta"):
             ours = kind(**config).state_dict()
-        if wrong := {name: tuple(tensor.shape) for name, tensor in ours.items()}.items() ^ shapes.items():
+        wanted, given = ({name: x.shape for name, x in state.items()}.items() for state in (ours, tensors))
+        if wrong := wanted ^ given:
             raise InputError(f"{option} {name}: {path} is not of the network in its {CONFIG} ({min(wrong)[0]} differs)")
         model = kind(**config)
     # what constructors raise for a wrong value; RuntimeError: memory, nesting
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise InputError(f"{option} {name}: {folder / CONFIG} does not describe a model ({error})") from error
-    model.load_state_dict(read_tensors(path, option, ours))
+    check_numbers(tensors, ours, f"{option} {name}: {path}")
+    model.load_state_dict(tensors)
     return model.eval()
 
 
 def check_config(kind: type, config: dict, tensors: int) -> None:
     """Raises `ValueError` or `TypeError` for values that a constructor would accept and that fail later.
 
-    Each of a network's blocks has some of the `tensors` in its file.
-
     Options of timm's networks are refused: one of them names a file to unpickle. `names` are 1 to 255 different names,
-    and `colors` an RGB for each.
+    and `colors` an RGB for each. There are not more blocks than `tensors` in the file.
     """
     known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     for name, value in config.items():
@@ -146,41 +146,34 @@ def classes_of(model) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]
     return tuple(model.config["names"]), tuple(map(tuple, model.config["colors"]))
 
 
-def identity(model: Path) -> str:
-    """12 hex digits of the hash of a model folder's weights."""
-    return hashlib.sha256((model / WEIGHTS).read_bytes()).hexdigest()[:12]
+def identity(model: Path | torch.nn.Module) -> str:
+    """12 hex digits of the hash of a model folder's weights, or of a network's config and tensors."""
+    if isinstance(model, Path):
+        return hashlib.sha256((model / WEIGHTS).read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(getattr(model, "config", None)).encode())
+    for name, tensor in model.state_dict().items():
+        # VGG's fully connected layers are random where a file lacks them, and are not used
+        if not name.startswith("pre_logits"):
+            digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
-@contextmanager
-def opened(path: Path, option: str):
-    """A safetensors file of which the header is read. Raises `InputError` naming `option` and the file."""
+def read_tensors(path: Path, option: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises `InputError` naming `option` and the file."""
     try:
-        with safe_open(path, "pt") as file:
-            yield file
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{option}: {path} is not a whole safetensors file ({error})") from error
 
 
-def read_shapes(path: Path, option: str) -> dict[str, tuple[int, ...]]:
-    with opened(path, option) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def read_tensors(path: Path, option: str, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file that a network with the state `ours` has.
-
-    Raises `InputError` naming `option`, the file and the first that would make it no network: where `ours` has
-    floating-point numbers, all have to be such, and finite.
-    """
-    with opened(path, option) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name in ours}  # noqa: SIM118
-    for name, tensor in sorted(tensors.items()):
-        number = tensor.is_floating_point()
+def check_numbers(tensors: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], where: str) -> None:
+    """Raises `InputError` naming the first tensor that has no finite numbers where a network's state, `ours`, has."""
+    for name in sorted(name for name in tensors if name in ours and ours[name].is_floating_point()):
+        tensor, number = tensors[name], tensors[name].is_floating_point()
         # in the 32 bits that networks have, in which a large number of 64 is infinite; their sum in 64 is finite
-        if ours[name].is_floating_point() and not (number and tensor.float().sum(dtype=torch.float64).isfinite()):
+        if not number or not tensor.float().sum(dtype=torch.float64).isfinite():
             kind = "NaN or infinite" if number else str(tensor.dtype).removeprefix("torch.")
-            raise InputError(f"{option}: {path}: {name} holds {kind} values; expected finite floating-point numbers")
-    return tensors
+            raise InputError(f"{where}: {name} holds {kind} values; expected finite floating-point numbers")
 
 
 @contextmanager
@@ -227,10 +220,10 @@ def check_weights(path: Path, network: str, option: str) -> None:
     silent about the rest."""
     with torch.device("meta"):
         model = timm.create_model(network, num_classes=0)
-    shapes, ours = read_shapes(path, option), model.state_dict()
-    for name, tensor in ours.items():
-        fits = shapes.get(name) == tensor.shape
+    found = read_tensors(path, option)
+    for name, tensor in model.state_dict().items():
+        fits = name in found and found[name].shape == tensor.shape
         # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
         if not fits and not name.startswith("pre_logits") and "num_batches" not in name:
             raise InputError(f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)")
-    read_tensors(path, option, ours)
+    check_numbers(found, model.state_dict(), f"{option}: {path}")

@@ -12,7 +12,6 @@ from daynight.data.labels import (
     Classes,
     LabelKind,
     colorize,
-    problem_of_label,
     read_classes,
     read_label,
     to_label_ids,
@@ -214,12 +213,6 @@ def test_colour_coded_labels_are_refused(tmp_path, mode):
     path = save(tmp_path / "a.png", np.zeros((2, 2), np.uint8), mode)
     said = message(read_label, path, "trainIds", THREE)
     assert str(path) in said and mode in said and "train ids in one channel" in said
-
-
-def test_the_header_of_a_label_is_judged_without_its_values():
-    assert problem_of_label("P", (4, 6), (4, 6)) is None and problem_of_label("I;16B", (4, 6), None) is None
-    assert "colour-coded (RGB); expected ids in one channel" in problem_of_label("RGB", (4, 6), (4, 6))
-    assert problem_of_label("L", (4, 6), (6, 4)).startswith("label of 4x6 (height x width) for an image of 6x4")
 
 
 def test_a_label_of_another_size_than_its_image(tmp_path):
