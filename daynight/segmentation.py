@@ -72,8 +72,11 @@ def train(options: SegTrainOptions) -> None:
         others = sets["--night"] + sets["--unlabelled-day"] + held.get("--night", [])
         files = [path for photographs in draw.translated().values() for path in photographs.images.paths]
         check_files(with_labels, others, files, options.skip_unreadable)
-    data = fingerprints(sets, held) | {"translations": source.identity if source else "none"}
-    run.open(data | ({"--validate-on": labelled.fingerprint()} if labelled else {}), sets)
+    others = {"--translated": [isinstance(source, Folder) and source], "--validate-on": [labelled]}
+    loaded = {"--translator": translator, "--init": options.init and student}
+    loaded["--backbone-weights"] = options.backbone_weights != "random" and student.backbone
+    data = fingerprints(sets | others, held, loaded) | {"translations": source.identity if source else "none"}
+    run.open(data, sets)
     cache = open_cache(options, run.folder)
     draw.keep_in(cache)
 

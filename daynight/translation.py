@@ -17,7 +17,7 @@ from daynight.models.deeplab import DeepLabV2
 from daynight.models.discriminator import Discriminator
 from daynight.models.ema import EMA
 from daynight.models.generator import Generator
-from daynight.models.hub import find_model, identity, load_model, pretrained
+from daynight.models.hub import load_model, pretrained
 from daynight.models.perceptual import FeatureNetwork
 from daynight.reports.card import write_card
 from daynight.reports.previews import tensor_grid
@@ -114,11 +114,10 @@ def train(options: TranslateTrainOptions) -> None:
     """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
     run, root = Run(options), Path(options.data_root)
     sets, held = read_sets(options, root)
-    features = feature_network(options) if options.lambda_feature else None
-    judge, judged_by = load_judge(options)
+    features, judge, loaded = load_networks(options)
     torch.manual_seed(options.seed)
     generators, discriminators = build_generators(options), Discriminators(options.width)
-    run.open(fingerprints(sets, held) | judged_by, sets)
+    run.open(fingerprints(sets, held, loaded | {"--init": options.init and generators}), sets)
     cache = open_cache(options, run.folder)
     draw = unpaired(sets, options.size, pair(options.crop), cache)
 
@@ -229,12 +228,13 @@ def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
         raise InputError(f"--feature-network, --feature-layer: {error}") from error
 
 
-def load_judge(options: TranslateTrainOptions) -> tuple[DeepLabV2 | None, dict[str, str]]:
-    """The network of --judge, and its identity, for `Run.open`."""
-    if not options.judge or not options.validate_every:
-        return None, {}
-    judge = load_model(options.judge, "teacher", "--judge", DeepLabV2).requires_grad_(False)
-    return judge, {"--judge": identity(find_model(options.judge, "teacher", "--judge"))}
+def load_networks(options: TranslateTrainOptions) -> tuple[FeatureNetwork | None, DeepLabV2 | None, dict]:
+    """The feature network and the --judge, None where nothing asks for it; and what of them comes from files."""
+    features, judge = feature_network(options) if options.lambda_feature else None, None
+    if options.judge and options.validate_every:
+        judge = load_model(options.judge, "teacher", "--judge", DeepLabV2).requires_grad_(False)
+    from_file = features and options.feature_weights != "random"
+    return features, judge, {"--feature-weights": from_file and features.network, "--judge": judge}
 
 
 def build_generators(options: TranslateTrainOptions) -> Generators:

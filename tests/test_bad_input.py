@@ -3,9 +3,11 @@ unusual, but not bad, which works."""
 
 import json
 import os
+import resource
 import shutil
 import struct
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -310,6 +312,93 @@ def test_refused(line, words, home):
     assert state(home) == before
 
 
+# weights that are none
+
+
+def change_a_tensor(path, how):
+    """Puts something else in the place of one of its tensors of floating-point numbers; returns its name."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    # one that every network keeps, and in the midst of it
+    name = next(name for name in list(tensors)[len(tensors) // 2 :] if name.endswith("weight") and "fc." not in name)
+    path.unlink()  # a hard link
+    save_file(tensors | {name: how(tensors[name])}, path)
+    return name
+
+
+def one(value):
+    def one(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[-1] = value
+        return tensor
+
+    return one
+
+
+NO_WEIGHTS = {
+    "NaN or infinite": [one(float("nan")), one(float("inf")), lambda x: one(-1e300)(x.double())],
+    "int64": [lambda x: x.long()],
+    "uint8": [lambda x: x.byte()],
+    "bool": [lambda x: x > 0],
+    "complex64": [lambda x: x + 0j],
+}
+NETWORKS = {
+    f"{PREDICT} --model runs/seg": "runs/seg/model.safetensors",
+    f"{TRANSLATE} --model runs/day2night": "runs/day2night/day2night/model.safetensors",
+    f"{TRANSLATE} --audit runs/seg": "runs/seg/model.safetensors",
+    "eval --dataset day --model runs/seg": "runs/seg/model.safetensors",
+    f"{SEG_TRAIN} --train-on day --init runs/seg": "runs/seg/model.safetensors",
+    f"{SEG_TRAIN} --translator runs/day2night": "runs/day2night/day2night/model.safetensors",
+    f"{SEG_TRAIN} --train-on day --backbone-weights resnet.safetensors": "resnet.safetensors",
+    f"{TRANSLATE_TRAIN} --init runs/day2night": "runs/day2night/night2day/model.safetensors",
+    f"{TRANSLATE_TRAIN} --judge runs/seg": "runs/seg/model.safetensors",
+    f"{TRANSLATE_TRAIN} --feature-weights resnet.safetensors": "resnet.safetensors",
+}
+
+
+@pytest.mark.parametrize("line", NETWORKS, ids=lambda line: " ".join((line.split()[0], *line.split()[-2:])))
+def test_weights_that_are_no_numbers(line, home):
+    from safetensors.torch import save_file
+    from timm import create_model
+
+    save_file(create_model("test_resnet").state_dict(), home / "resnet.safetensors")
+    file, option = home / NETWORKS[line], line.split()[-2]
+    whole = file.read_bytes()
+    for words, changes in NO_WEIGHTS.items():
+        for how in changes:
+            name = change_a_tensor(file, how)
+            before = state(home)
+            refused = daynight(line, home).line
+            assert f"{option}: {NETWORKS[line]}: {name} holds {words} values; expected finite" in refused, refused
+            assert state(home) == before
+            file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "line, folder, values",
+    [
+        (f"{TRANSLATE} --model runs/day2night", "runs/day2night/day2night", {"width": 2048, "blocks": 8192}),
+        (f"{TRANSLATE} --model runs/day2night", "runs/day2night/day2night", {"width": 8192}),
+        (f"{PREDICT} --model runs/seg", "runs/seg", {"hidden": 8192}),
+        (f"{PREDICT} --model runs/seg", "runs/seg", {"backbone": "vit_giant_patch14_dinov2"}),
+        (f"{PREDICT} --model runs/seg", "runs/seg", {"backbone": "convnext_xxlarge"}),
+    ],
+)
+def test_a_config_that_asks_for_more_than_its_file_has(line, folder, values, home):
+    """It takes neither memory nor time."""
+    config = home / folder / "config.json"
+    content = json.loads(config.read_text()) | values
+    config.unlink()  # a hard link
+    config.write_text(json.dumps(content))
+    before, began, memory = state(home), time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused = daynight(line, home).line
+    assert f"{folder}/config.json does not describe" in refused or "is not of the network in its config" in refused
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2**18  # 256 MiB
+    assert state(home) == before
+
+
 # files that cannot be read or do not belong together
 
 
@@ -333,6 +422,15 @@ def colors(path):
     with Image.open(path) as image:
         size = image.size
     Image.new("RGB", size, (70, 130, 180)).save(path)
+
+
+def exchanged(path):
+    """The palette has the colours of road and car exchanged; most pixels are sky."""
+    values = np.zeros((48, 96), np.uint8)
+    values[:5] = 1
+    picture = Image.fromarray(values, "P")
+    picture.putpalette([channel for i in (0, 2, 1) for channel in trees.CLASSES[i][1]])
+    picture.save(path)
 
 
 def bomb(path):
@@ -363,6 +461,7 @@ LABEL = {
     small: "10x12",
     beyond: "value 3",
     colors: "colour",
+    exchanged: "index 1 shows the colour of 'car' and means 'road'",
 }
 FILES = {"image": ("images/{}/000.jpg", IMAGE), "label": ("labels/{}/000.png", LABEL)}
 TRAIN, VAL = {"image": "train", "label": "train"}, {"image": "val", "label": "val"}

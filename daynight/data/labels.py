@@ -113,8 +113,8 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
 
     kind: a `LabelKind` or the name "labelIds", "labelTrainIds" or "trainIds". size: (height, width) of the image.
     Palette files are read by index. Raises InputError with the file's name when the file is unreadable, colour-coded
-    (also a palette file that shows classes by colour and not by index), of another size than its image, or holds a
-    value that is no class.
+    (also a palette file in which an index shows another class than it means), of another size than its image, or holds
+    a value that is no class.
     """
     kind = KINDS.get(kind, kind)
     if not isinstance(kind, LabelKind) or kind.refused:
@@ -128,9 +128,14 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     except Exception as error:
         cause = getattr(error, "strerror", None) or "damaged, or not an image"
         raise Unreadable(f"{path}: cannot be read as a label ({cause}); expected a PNG with {kind.value}s") from error
-    problem = problem_of_label(mode, values.shape[:2], size, wanted)
-    if not problem and mode == "P" and _is_colored(values, palette, kind, classes):
-        problem = f"colour-coded (a palette whose indices are no ids); expected {wanted}"
+    problem = None
+    if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
+        problem = f"colour-coded ({mode}); expected {wanted}"
+    elif size is not None and values.shape[:2] != tuple(size):
+        has, wants = (f"{height}x{width}" for height, width in (values.shape[:2], size))
+        problem = f"label of {has} (height x width) for an image of {wants}; expected the same size"
+    elif mode == "P" and (shown := _contradiction(values, palette, kind, classes)):
+        problem = f"colour-coded ({shown}); expected {wanted}"
     count = kind.count or len(classes)
     wrong = values[((values < 0) | (values >= count)) & (values != IGNORE)]
     if not problem and wrong.size:
@@ -143,27 +148,20 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     return kind.train_ids[values.astype(np.uint8)]
 
 
-def problem_of_label(
-    mode: str, size: tuple[int, int], image_size: tuple[int, int] | None, wanted: str = "ids in one channel"
-) -> str | None:
-    """What the header of a label file shows to be wrong, in words; None if nothing.
+def _contradiction(values: np.ndarray, palette: list[tuple], kind: LabelKind, classes: Classes) -> str | None:
+    """The first index in a palette file that shows the colour of another class than it means, in words.
 
-    mode: Pillow's. Sizes are (height, width), that of the image None where it is not known.
+    One that means no class may have a class's colour (Mapillary's groups of cars): it counts where most pixels do so.
     """
-    if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
-        return f"colour-coded ({mode}); expected {wanted}"
-    if image_size is not None and tuple(size) != tuple(image_size):
-        has, wants = (f"{height}x{width}" for height, width in (size, image_size))
-        return f"label of {has} (height x width) for an image of {wants}; expected the same size"
-    return None
-
-
-def _is_colored(values: np.ndarray, palette: list[tuple], kind: LabelKind, classes: Classes) -> bool:
-    """Whether most pixels of a palette file show the colour of a class other than the one that their index means."""
-    colors = dict(enumerate(classes.colors))
-    meant = [colors.get(train_id) for train_id in kind.train_ids.tolist()]
-    others = [i for i, color in enumerate(palette) if color in classes.colors and color != meant[i]]
-    return np.isin(values, others).mean() > 0.5
+    counts, meant = np.bincount(values.ravel(), minlength=256), kind.train_ids.tolist()
+    own, names = (dict(enumerate(of)) for of in (classes.colors, classes.names))
+    wrong = [i for i, x in enumerate(palette) if counts[i] and x in classes.colors and x != own.get(meant[i])]
+    named = [i for i in wrong if meant[i] in names]
+    if not named and counts[wrong].sum() <= values.size / 2:
+        return None
+    i = (named or wrong)[0]
+    shown, means = classes.names[classes.colors.index(palette[i])], repr(names[meant[i]]) if named else "no class"
+    return f"index {i} shows the colour of {shown!r} and means {means}"
 
 
 def to_label_ids(train_ids: np.ndarray) -> np.ndarray:

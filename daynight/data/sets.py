@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, Layout, counted
 from daynight.data.layouts.tree import locate, resolve, tagged_night
 from daynight.system.console import say, warn
 from daynight.system.errors import InputError, Unlabelled
+
+TIMES = " (times)"  # of what may differ where data are copied
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,12 @@ class ImageSet:
         """The name of an image without its ending: `aachen_000000_000019`."""
         return image.stem.removesuffix(self.ending)
 
-    def fingerprint(self) -> str:
-        """12 hex digits over the relative names and sizes of all images and labels; nothing is decoded."""
-        digest = hashlib.sha256()
-        for path in self.images + self.labels:
-            line = f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n" if path else "\n"
-            digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()[:12]
+    def fingerprint(self) -> dict[str, str]:
+        """That of images and labels, see `fingerprint`, and of what the labels' ids mean."""
+        kind, told = self.label_kind, [x.read_bytes() for x in sorted(self.root.glob("config*.json")) if x.is_file()]
+        meaning = f"{kind} {kind.train_ids.tolist()} {self.classes} {told}" if kind else ""
+        found = {" (classes.json, label ids)": hashlib.sha256(meaning.encode()).hexdigest()[:12]}
+        return fingerprint(self.root, self.images + self.labels) | found
 
     def real_paths(self) -> list[Path]:
         """The images as paths that are the same however their folder was given."""
@@ -63,6 +65,31 @@ class ImageSet:
         """The set with only these of its images."""
         images, labels = (tuple(paths[i] for i in numbers) for paths in (self.images, self.labels))
         return replace(self, images=images, labels=labels)
+
+
+def fingerprint(root: Path, files: Sequence[Path | None]) -> dict[str, str]:
+    """12 hex digits each for names, contents and times of files below root. The keys go behind the files' option."""
+    parts = [files[i : i + 64] or [None] for i in range(0, len(files) or 1, 64)]  # a task for each file takes longer
+    with ThreadPoolExecutor(16) as pool:
+        states = [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
+    digests = (hashlib.sha256("".join(x).encode(errors="surrogateescape")) for x in zip(*states, strict=True))
+    return {end: found.hexdigest()[:12] for end, found in zip(("", " (contents)", TIMES), digests, strict=True)}
+
+
+def _state(root: Path, path: Path | None) -> tuple[str, str, str]:
+    """Relative name with length, digest and time of a file. What is compressed and over 64 KiB is read at its begin, in
+    its midst and at its end only: a PNG ends in a checksum of all pixels."""
+    if path is None:
+        return "\n", "\n", "\n"
+    status, content, part = path.stat(), hashlib.sha256(), 2**14
+    whole = status.st_size <= 4 * part or path.suffix.lower() in (".bmp", ".tif", ".tiff")
+    # whoever decodes the image will say what is wrong with it
+    with suppress(OSError), open(path, "rb") as file:
+        for start in (0,) if whole else (0, status.st_size // 2, status.st_size - part):
+            file.seek(start)
+            content.update(file.read(None if whole else part))
+    name = path.relative_to(root).as_posix()
+    return f"{name} {status.st_size}\n", f"{content.hexdigest()}\n", f"{status.st_mtime_ns}\n"
 
 
 def load(

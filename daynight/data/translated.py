@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 
 from daynight.config import SegTrainOptions, pair
-from daynight.data.cache import Cache
+from daynight.data.cache import Cache, digest
 from daynight.data.images import LabelledPhotographs, Photographs
+from daynight.data.layouts.tree import locate
 from daynight.data.sampling import choose
-from daynight.data.sets import ImageSet, counterparts
+from daynight.data.sets import ImageSet, counterparts, fingerprint
 from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled
 from daynight.system.errors import InputError
 from daynight.system.files import read_json
@@ -72,11 +73,18 @@ class Folder:
     def __init__(self, path: Path, sets: dict[str, ImageSet], size: str):
         self.name = str(path)
         self.photographs = {name: Photographs(translations_of(s, path), size) for name, s in sets.items()}
-        record = path / "translation.json"
-        self.identity = f"folder {read_json(record).get('model') if record.is_file() else path}"
+        self.root = locate(path).root
+        self.record = next(filter(Path.is_file, (f / "translation.json" for f in (path, self.root))), None)
+        self.identity = f"folder {read_json(self.record).get('model') if self.record else path}"
 
     def __call__(self, crop: DayCrop, g: torch.Generator) -> torch.Tensor:
         return crop.cut_from(self.photographs[crop.name].levels(crop.number, crop.shape))
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of names, contents and times, as that of an `ImageSet`; and of how the translations were made."""
+        paths = [path for photographs in self.photographs.values() for path in photographs.images.paths]
+        made = digest(str(self.record and self.record.read_bytes()))
+        return fingerprint(self.root, paths) | {" (translation.json)": made}
 
 
 UNTRAINED = {"darken": Darken, "fourier": Fourier}

@@ -16,7 +16,7 @@ from daynight.config import TrainingOptions, free
 from daynight.data.formats import open_image
 from daynight.data.images import Images
 from daynight.data.labels import read_label
-from daynight.data.sets import ImageSet
+from daynight.data.sets import TIMES, ImageSet
 from daynight.evaluation.metrics import accuracy, bootstrap, interval, iou, mean_iou, mean_iou_of
 from daynight.inference.folders import png_names
 from daynight.reports import html as page
@@ -83,7 +83,8 @@ def same_but_seed(names: list[str]) -> list[list[str]]:
         with suppress(InputError, KeyError, AttributeError):
             content = read_json(Path(name) / "options.json")
             options = {key: value for key, value in content["options"].items() if key.replace("-", "_") not in others}
-            groups.setdefault(json.dumps([options, content["data"]], sort_keys=True), []).append(name)
+            data = {key: value for key, value in content["data"].items() if not key.endswith(TIMES)}
+            groups.setdefault(json.dumps([options, data], sort_keys=True), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 

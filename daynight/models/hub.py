@@ -90,36 +90,40 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
     Raises `InputError` naming `option` and the file if something is missing, damaged or of another class.
     """
     folder = find_model(name, part, option)
+    path = folder / WEIGHTS
+    tensors = read_tensors(path, option)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         found, _ = config.pop("class"), config.pop("daynight", None)
         if found != kind.__name__:
             raise InputError(f"{option} {name}: {folder} holds a {found}, wanted: a {kind.__name__}")
-        check_config(kind, config)
+        check_config(kind, config, len(tensors))
+        # a few bytes of config may ask for a network larger than memory: it is made only if the file is of it
+        with torch.device("meta"):
+            ours = kind(**config).state_dict()
+        wanted, given = ({name: x.shape for name, x in state.items()}.items() for state in (ours, tensors))
+        if wrong := wanted ^ given:
+            raise InputError(f"{option} {name}: {path} is not of the network in its {CONFIG} ({min(wrong)[0]} differs)")
         model = kind(**config)
     # what constructors raise for a wrong value; RuntimeError: memory, nesting
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise InputError(f"{option} {name}: {folder / CONFIG} does not describe a model ({error})") from error
-    path = folder / WEIGHTS
-    tensors = read_tensors(path, option)
-    ours, theirs = ({name: x.shape for name, x in state.items()} for state in (model.state_dict(), tensors))
-    if wrong := ours.items() ^ theirs.items():
-        raise InputError(f"{option} {name}: {path} is not of the network in its {CONFIG} ({min(wrong)[0]} differs)")
+    check_numbers(tensors, ours, f"{option} {name}: {path}")
     model.load_state_dict(tensors)
     return model.eval()
 
 
-def check_config(kind: type, config: dict) -> None:
+def check_config(kind: type, config: dict, tensors: int) -> None:
     """Raises `ValueError` or `TypeError` for values that a constructor would accept and that fail later.
 
     Options of timm's networks are refused: one of them names a file to unpickle. `names` are 1 to 255 different names,
-    and `colors` an RGB for each.
+    and `colors` an RGB for each. There are not more blocks than `tensors` in the file.
     """
     known = [p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     for name, value in config.items():
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
-        if isinstance(value, int) and not 0 <= value <= 8192:
+        if isinstance(value, int) and not 0 <= value <= (tensors if name == "blocks" else 8192):
             raise ValueError(f"{name} is {value}")
     size, crop = config.get("size", "native"), config.get("crop")
     if not is_size(size) or crop == "native" or crop is not None and not is_size(crop):
@@ -142,9 +146,16 @@ def classes_of(model) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]
     return tuple(model.config["names"]), tuple(map(tuple, model.config["colors"]))
 
 
-def identity(model: Path) -> str:
-    """12 hex digits of the hash of a model folder's weights."""
-    return hashlib.sha256((model / WEIGHTS).read_bytes()).hexdigest()[:12]
+def identity(model: Path | torch.nn.Module) -> str:
+    """12 hex digits of the hash of a model folder's weights, or of a network's config and tensors."""
+    if isinstance(model, Path):
+        return hashlib.sha256((model / WEIGHTS).read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(getattr(model, "config", None)).encode())
+    for name, tensor in model.state_dict().items():
+        # VGG's fully connected layers are random where a file lacks them, and are not used
+        if not name.startswith("pre_logits"):
+            digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def read_tensors(path: Path, option: str) -> dict[str, torch.Tensor]:
@@ -153,6 +164,16 @@ def read_tensors(path: Path, option: str) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{option}: {path} is not a whole safetensors file ({error})") from error
+
+
+def check_numbers(tensors: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], where: str) -> None:
+    """Raises `InputError` naming the first tensor that has no finite numbers where a network's state, `ours`, has."""
+    for name in sorted(name for name in tensors if name in ours and ours[name].is_floating_point()):
+        tensor, number = tensors[name], tensors[name].is_floating_point()
+        # in the 32 bits that networks have, in which a large number of 64 is infinite; their sum in 64 is finite
+        if not number or not tensor.float().sum(dtype=torch.float64).isfinite():
+            kind = "NaN or infinite" if number else str(tensor.dtype).removeprefix("torch.")
+            raise InputError(f"{where}: {name} holds {kind} values; expected finite floating-point numbers")
 
 
 @contextmanager
@@ -205,3 +226,4 @@ def check_weights(path: Path, network: str, option: str) -> None:
         # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
         if not fits and not name.startswith("pre_logits") and "num_batches" not in name:
             raise InputError(f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)")
+    check_numbers(found, model.state_dict(), f"{option}: {path}")

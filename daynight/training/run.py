@@ -20,8 +20,9 @@ import torch
 from accelerate.utils import set_seed
 
 from daynight.config import free
+from daynight.data.sets import TIMES
 from daynight.system import __version__
-from daynight.system.console import Meter, say
+from daynight.system.console import Meter, say, warn
 from daynight.system.errors import InputError
 from daynight.system.files import Lock, is_free, write_json
 from daynight.system.processes import gathered, make_accelerator, together
@@ -66,7 +67,7 @@ class Run:
     def open(self, data: dict[str, str], sets: dict[str, list] | None = None) -> None:
         """Make the folder, or check that the run in it is this one.
 
-        `data`: option → fingerprint of what it names; `sets`: option → the sets of images that are trained on, for the
+        `data`: what `fingerprints` gives; `sets`: option → the sets of images that are trained on, for the
         model's card. Raises `InputError` naming the option that differs, or why the folder cannot be used.
         """
         options = self.options
@@ -223,9 +224,14 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
             raise InputError(
                 f"--{name.replace('_', '-')} {value}: the run in {folder} has {had}; give that, or another --out"
             )
-    for name, fingerprint in data.items():
-        if fingerprints.get(name) != fingerprint:
-            raise InputError(f"{name}: the data are not those that the run in {folder} began with")
+    # what a run of an earlier version did not record is not compared
+    differ = [name for name, fingerprint in data.items() if fingerprints.get(name, fingerprint) != fingerprint]
+    for name in sorted(differ, key=lambda name: name.endswith(TIMES)):
+        option, _, part = name.partition(" ")
+        named = " ".join(filter(None, (option, str(given.get(option[2:].replace("-", "_")) or ""), part)))
+        if not name.endswith(TIMES):
+            raise InputError(f"{named}: not what the run in {folder} began with; give that, or another --out")
+        warn(f"{named}: not those that the run in {folder} began with; taken for a copy of its files")
     return True
 
 

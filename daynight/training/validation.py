@@ -22,6 +22,7 @@ from daynight.data.sampling import generator
 from daynight.data.sets import ImageSet, evenly, hold_out, without
 from daynight.data.transforms import cut, random_box, scaled, target_size
 from daynight.evaluation.metrics import accuracy, confusion_matrix, iou, kid, mean_iou
+from daynight.models.hub import identity
 from daynight.system.console import say
 from daynight.system.errors import Unreadable
 from daynight.system.processes import gathered, together
@@ -56,12 +57,15 @@ def held_out(options, sets: dict[str, list[ImageSet]], root: Path, labelled=()) 
     return left, held
 
 
-def fingerprints(sets: dict[str, list[ImageSet]], held: dict[str, list[ImageSet]]) -> dict[str, str]:
-    """For `Run.open`: option → what identifies the images that it names; and the same of all that are held out."""
-    named = dict(sets)
-    if held:
-        named["images to validate"] = [s for some in held.values() for s in some]
-    return {name: " ".join(s.fingerprint() for s in some) for name, some in named.items()}
+def fingerprints(sets: dict[str, list], held: dict[str, list], networks: dict | None = None) -> dict[str, str]:
+    """For `Run.open`: option, and a part of what it names → what identifies that.
+
+    Of the `sets` of each option, or what else has a `fingerprint`; of those `held` out; of `networks` that are loaded.
+    """
+    named = sets | {f"{option} to validate": some for option, some in held.items()}
+    found = {name: [s.fingerprint() for s in some if s] for name, some in named.items() if any(some)}
+    data = {name + end: " ".join(f[end] for f in of_sets) for name, of_sets in found.items() for end in of_sets[0]}
+    return data | {f"{name} (weights)": identity(network) for name, network in (networks or {}).items() if network}
 
 
 class Best:

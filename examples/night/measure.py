@@ -258,7 +258,7 @@ def measure(given: argparse.Namespace) -> tuple[dict, dict]:
     if training.split != night_set.split:
         rows.append({"translator": "training nights", "kid": kid(measures.features(others)[1], measures.night)})
     sets = {"day": day_set, "night": night_set, "training nights": training}
-    found = {name: {"set": str(s), "fingerprint": s.fingerprint()} for name, s in sets.items()}
+    found = {name: {"set": str(s), "fingerprint": s.fingerprint()[""]} for name, s in sets.items()}
     found |= {"size": size, "images": given.images, "judge": given.judge, "network": NETWORK, "layers": FEATURES}
     return found | {"translators": rows}, pictures
 

@@ -12,11 +12,11 @@ from daynight.data.labels import (
     Classes,
     LabelKind,
     colorize,
-    problem_of_label,
     read_classes,
     read_label,
     to_label_ids,
 )
+from daynight.data.layouts.mapillary_vistas import V1, V2
 from daynight.system.errors import InputError
 
 THREE = Classes(("sky", "road", "car"), ((70, 130, 180), (128, 64, 128), (0, 0, 142)))
@@ -131,8 +131,6 @@ def test_a_palette_that_shows_other_classes_than_its_indices_is_colour_coded(tmp
     swapped = palette_file(tmp_path / "a.png", [0, 1, 1], [car, sky, (9, 9, 9)])
     said = message(read_label, swapped, "trainIds", THREE)
     assert str(swapped) in said and "colour-coded" in said and "train ids in one channel" in said
-    mostly = palette_file(tmp_path / "b.png", [0, 0, 1], [sky, car])
-    assert read_label(mostly, "trainIds", THREE).tolist() == [[0, 0, 1]]
     own = palette_file(tmp_path / "c.png", [0, 2, 1], [sky, road, car])
     assert read_label(own, "trainIds", THREE).tolist() == [[0, 2, 1]]
 
@@ -142,6 +140,61 @@ def test_a_palette_that_shows_other_classes_than_its_indices_is_colour_coded(tmp
     assert read_label(label_ids, "labelIds", CITYSCAPES).tolist() == [[0, 13, 255]]
     as_quantised = palette_file(tmp_path / "e.png", [0, 1, 1], [(128, 64, 128), (0, 0, 142)])
     assert "Cityscapes label ids in one channel" in message(read_label, as_quantised, "labelIds", CITYSCAPES)
+
+
+def test_an_index_that_shows_another_class_is_named_however_few_its_pixels(tmp_path):
+    sky, road, car = THREE.colors
+    gray = [(i, i, i) for i in range(256)]
+    exchanged = palette_file(tmp_path / "a.png", [0] * 50 + [1, 2], [sky, car, road])
+    said = message(read_label, exchanged, "trainIds", THREE)
+    assert f"{exchanged}: colour-coded (index 1 shows the colour of 'car' and means 'road')" in said
+    by_id = [*gray[:7], CITYSCAPES.colors[0], *gray[8:26], CITYSCAPES.colors[14], CITYSCAPES.colors[13], *gray[28:]]
+    exchanged = palette_file(tmp_path / "b.png", [7] * 50 + [26], by_id)  # truck and car
+    assert "index 26 shows the colour of 'truck' and means 'car'" in message(
+        read_label, exchanged, "labelIds", CITYSCAPES
+    )
+    assert read_label(palette_file(tmp_path / "c.png", [7, 0, 8], by_id), "labelIds", CITYSCAPES).tolist() == [
+        [0, 255, 1]
+    ]  # the two are not used
+
+
+def voc_palette():
+    """The colours of PASCAL VOC and of whatever draws with its rule: bits of the index, dealt out to R, G and B."""
+    bits = [[(i >> 3 * k) & 7 for k in range(8)] for i in range(256)]
+    return [tuple(sum(((b >> c) & 1) << 7 - k for k, b in enumerate(of)) for c in range(3)) for of in bits]
+
+
+def test_palettes_that_agree_or_are_of_other_colours_are_read_by_index(tmp_path):
+    voc = voc_palette()
+    assert voc[:4] == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)] and voc[255] == (224, 224, 192)
+    own = Classes(("background", "aeroplane", "bicycle"), tuple(voc[:3]))
+    path = palette_file(tmp_path / "a.png", [0, 1, 2, 255], voc)
+    for classes in (own, THREE, CITYSCAPES, Classes(("a", "b", "c"), ((9, 9, 9),) * 3)):
+        assert read_label(path, "trainIds", classes).tolist() == [[0, 1, 2, 255]]
+    assert read_label(path, "trainIds", Classes(own.names, (voc[1],) * 3)).tolist() == [[0, 1, 2, 255]]
+    shifted = Classes(("aeroplane", "bicycle", "bird"), tuple(voc[1:4]))
+    assert "index 1 shows the colour of 'aeroplane' and means 'bicycle'" in message(
+        read_label, path, "trainIds", shifted
+    )
+    # what is ignored may have a class's colour, as groups of cars have in Mapillary's palette
+    dark = palette_file(tmp_path / "b.png", [0, 0, 255], [THREE.colors[0]] * 255 + [THREE.colors[2]])
+    assert read_label(dark, "trainIds", THREE).tolist() == [[0, 0, 255]]
+
+
+# the colours in config_v1.2.json and config_v2.0.json of each id that has one of Cityscapes' classes or looks like it
+VISTAS = {
+    V1: {7: (128, 64, 255), 13: (128, 64, 128), 15: (244, 35, 232), 17: (70, 70, 70), 20: (255, 0, 0), 45: (153,) * 3}
+    | {47: (0, 0, 80), 50: (220, 220, 0), 55: (0, 0, 142), 58: (0, 80, 100), 49: (192,) * 3, 3: (190, 153, 153)},
+    V2: {21: (128, 64, 128), 24: (244, 35, 232), 85: (153,) * 3, 86: (153,) * 3, 90: (250, 170, 30), 99: (220, 220, 0)}
+    | {103: (220, 220, 0), 108: (0, 0, 142), 115: (0, 0, 142), 31: (220, 20, 60), 61: (70, 130, 180)},
+}
+
+
+@pytest.mark.parametrize("kind", VISTAS)
+def test_mapillarys_own_palettes_are_read_by_index(kind, tmp_path):
+    palette = [VISTAS[kind].get(i, (1, 2, 3)) for i in range(256)]
+    path = palette_file(tmp_path / "a.png", list(VISTAS[kind]), palette)
+    assert read_label(path, kind, CITYSCAPES).tolist() == [kind.train_ids[list(VISTAS[kind])].tolist()]
 
 
 def test_a_value_that_is_no_class(tmp_path):
@@ -160,12 +213,6 @@ def test_colour_coded_labels_are_refused(tmp_path, mode):
     path = save(tmp_path / "a.png", np.zeros((2, 2), np.uint8), mode)
     said = message(read_label, path, "trainIds", THREE)
     assert str(path) in said and mode in said and "train ids in one channel" in said
-
-
-def test_the_header_of_a_label_is_judged_without_its_values():
-    assert problem_of_label("P", (4, 6), (4, 6)) is None and problem_of_label("I;16B", (4, 6), None) is None
-    assert "colour-coded (RGB); expected ids in one channel" in problem_of_label("RGB", (4, 6), (4, 6))
-    assert problem_of_label("L", (4, 6), (6, 4)).startswith("label of 4x6 (height x width) for an image of 6x4")
 
 
 def test_a_label_of_another_size_than_its_image(tmp_path):

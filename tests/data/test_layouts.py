@@ -1,14 +1,17 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import trees
+from PIL import Image
 from test_cli import daynight
 
-from daynight.data.labels import CITYSCAPES, read_label
+from daynight.data.labels import CITYSCAPES, Classes, LabelKind, read_label
 from daynight.data.layouts.tree import locate, resolve
-from daynight.data.sets import companions, counterparts, describe, image_files, load
+from daynight.data.sets import companions, counterparts, describe, fingerprint, image_files, load
 from daynight.system.errors import InputError
 
 
@@ -622,18 +625,61 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path):
     assert str(root / "deep") in said
 
 
-def test_fingerprint_follows_names_and_sizes(tmp_path):
+def test_a_fingerprint_follows_names_lengths_contents_and_times(tmp_path):
     root = trees.folder(tmp_path / "mine")
-    first = load("mine", tmp_path, "--day", labelled=True).fingerprint()
+    whole = load("mine", tmp_path, "--day", labelled=True)
+    first = whole.fingerprint()
+    assert all(len(digest) >= 12 for digest in first.values())
     shutil.copytree(root, tmp_path / "moved")
     assert load("moved", tmp_path, "--day", labelled=True).fingerprint() == first
+
+    def differs():
+        found = load("mine", tmp_path, "--day", labelled=True).fingerprint()
+        return {end for end, digest in found.items() if digest != first[end]}
+
     label = root / "labels" / "train" / "000.png"
+    os.utime(label, ns=(1, 1))
+    assert differs() == {" (times)"}
+    label.write_bytes(label.read_bytes()[:-1] + b"\0")
+    assert differs() == {" (contents)", " (times)"}
     label.write_bytes(label.read_bytes() + b"\0")
-    second = load("mine", tmp_path, "--day", labelled=True).fingerprint()
-    (root / "images" / "train" / "000.jpg").rename(root / "images" / "train" / "zzz.jpg")
-    (root / "labels" / "train" / "000.png").rename(root / "labels" / "train" / "zzz.png")
-    third = load("mine", tmp_path, "--day", labelled=True).fingerprint()
-    assert len({first, second, third}) == 3
+    assert differs() == {"", " (contents)", " (times)"}
+    trees.folder(root)
+    for folder, suffix in (("images", "jpg"), ("labels", "png")):
+        (root / folder / f"train/000.{suffix}").rename(root / folder / f"train/zzz.{suffix}")
+    assert "" in differs()
+    assert all(whole.only([]).fingerprint()[end] != digest for end, digest in first.items() if "class" not in end)
+
+
+def test_a_fingerprint_follows_what_ids_mean(tmp_path):
+    root = trees.mapillary_vistas(tmp_path / "vistas")
+    whole, end = load("vistas", tmp_path, "--day", labelled=True), " (classes.json, label ids)"
+    first = whole.fingerprint()
+    ids = {i: t for i, t in enumerate(whole.label_kind.train_ids.tolist()) if t != 255}
+    kinds = LabelKind(whole.label_kind, "id", 66, ids | {13: 1}), LabelKind("other", "id", 66, ids)
+    names, colors = whole.classes.names, whole.classes.colors
+    orders = Classes(names[::-1], colors[::-1]), Classes(names, colors[::-1]), Classes(names[::-1], colors)
+    changed = [replace(whole, label_kind=kind) for kind in kinds]
+    changed += [replace(whole, classes=classes) for classes in orders]
+    found = [first, *(image_set.fingerprint() for image_set in changed)]
+    config = root / "config.json"
+    config.write_text(json.dumps({"labels": json.loads(config.read_text())["labels"][::-1]}))
+    found.append(whole.fingerprint())
+    assert len({f[end] for f in found}) == len(found) == 7
+    assert len({f[" (contents)"] for f in found}) == 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_a_pixel_anywhere_in_a_large_image_is_part_of_its_fingerprint(suffix, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    path, found = tmp_path / f"a.{suffix}", set()
+    for row, column in ((0, 0), (0, 0), (70, 333), (150, 9), (222, 1), (299, 399)):
+        pixels[row, column] ^= 255 if found else 0
+        Image.fromarray(pixels).save(path, **({"compress_level": 0} if suffix == "png" else {}))
+        assert path.stat().st_size > 2**18
+        digests = fingerprint(tmp_path, [path])
+        found.add((digests[""], digests[" (contents)"]))
+    assert len(found) == 6 and len({names for names, _ in found}) == 1
 
 
 def test_companions(tmp_path):
