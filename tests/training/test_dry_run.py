@@ -10,9 +10,7 @@ from PIL import Image
 from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
 from test_processes import run
 
-from daynight.data.sets import load
 from daynight.training import run as runs
-from daynight.training.dry_run import check_files
 
 SMALL = "--day day --night dark --crop 32 --size native --log-every 5 --out out/run"
 LINES = {
@@ -167,13 +165,40 @@ def test_whatever_is_damaged_is_listed(home):
     assert result.code == 0 and "memory" in result.out
 
 
-def test_an_image_that_is_turned_is_as_high_as_it_is_shown(home):
-    """As photographs of phones are: the label is upright."""
-    image = Image.open(home / "data/day/images/train/000.jpg")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("fits", ["as shown", "as stored"])
+def test_the_dry_run_and_the_training_turn_an_image_alike(kind, fits, home):
+    """As photographs of phones are: the label is upright. A label that fits the stored pixels alone does not fit."""
+    first = home / "data/day/images/train/000.jpg"
+    image = Image.open(first).convert("RGB")
+    image = image.transpose(Image.Transpose.ROTATE_90) if fits == "as shown" else image
     exif = image.getexif()
     exif[0x0112] = 6
-    image.transpose(Image.Transpose.ROTATE_90).save(home / "data/day/images/train/000.jpg", exif=exif)
-    check_files([load(str(home / "data/day"), home, "--day", labelled=True)], [])
+    first.unlink()
+    image.save(first.with_suffix(f".{kind.lower()}"), kind, exif=exif)
+    line = f"{LINES['seg-train']} --steps 8 --validate-every 0 --skip-unreadable"
+    dry, trained = daynight(f"{line} --dry-run", home), daynight(line, home)
+    if fits == "as shown":
+        assert (dry.code, trained.code) == (0, 0), (dry, trained)
+    else:
+        assert "labels/train/000.png: label of" in dry.line and "labels/train/000.png: label of" in trained.line
+        assert "--skip-unreadable" not in dry.line
+
+
+@pytest.mark.parametrize("word", ["", "--skip-unreadable"])
+@pytest.mark.parametrize("damage", [cut, shrink, paint])
+def test_skip_unreadable_is_named_where_it_helps(damage, word, home):
+    """What cannot be decoded is skipped; a label of another size, or in colours, is not."""
+    for path in (home / "data/day/labels/train").rglob("*.png"):
+        if path.name != "002.png":
+            damage(path)
+    line = f"{LINES['seg-train']} --steps 8 --validate-every 0 {word}"
+    dry, trained = daynight(f"{line} --dry-run", home), daynight(line, home)
+    if damage is cut and word:
+        assert (dry.code, trained.code) == (0, 0), (dry, trained)
+    else:
+        assert ("--skip-unreadable goes on" in dry.line) == (damage is cut)
+        assert trained.code == 2 and "labels/train" in trained.line
 
 
 def test_two_processes_rehearse_together(home):
