@@ -81,7 +81,7 @@ def look(path: Path, size: str) -> tuple[int, str]:
     # Pillow raises exceptions of any kind for damaged files; reading the image will report it
     with suppress(Exception):
         stat = os.stat(path)
-        state = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        state = stat.st_size, stat.st_mtime_ns
         with Image.open(path) as image:
             pixels = math.prod(target_size(image.height, image.width, size))
     return pixels, f"{os.path.abspath(path)}\0{state}\0{size}"
