@@ -1,5 +1,6 @@
 """`seg-train`: the student and its mean teacher of §3.3, and every row of Table 1 before it."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -68,15 +69,13 @@ def train(options: SegTrainOptions) -> None:
     translator = load_model(source.name, "day2night", "--translator", Generator) if online else None
     draw = Draw(options, days, sets["--night"], source)
     if options.dry_run:
-        with_labels = [*sets["--day"], *held.get("--day", []), *([labelled] if labelled else [])]
-        others = sets["--night"] + sets["--unlabelled-day"] + held.get("--night", [])
-        files = [path for photographs in draw.translated().values() for path in photographs.images.paths]
-        check_files(with_labels, others, files, options.skip_unreadable)
+        found = [replace(days[n], name="translations", images=p.images.paths) for n, p in draw.translated().items()]
+        checked = held | {"--validate-on": [labelled] if labelled else []}
+        check_files(sets | {"--translated": found}, checked, ("--day", "--validate-on"), options)
     others = {"--translated": [isinstance(source, Folder) and source], "--validate-on": [labelled]}
     loaded = {"--translator": translator, "--init": options.init and student}
     loaded["--backbone-weights"] = options.backbone_weights != "random" and student.backbone
-    data = fingerprints(sets | others, held, loaded) | {"translations": source.identity if source else "none"}
-    run.open(data, sets)
+    run.open(fingerprints(sets | others, held, loaded) | {"translations": source.identity if source else "none"}, sets)
     cache = open_cache(options, run.folder)
     draw.keep_in(cache)
 

@@ -4,13 +4,13 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from daynight.data.images import Images
 from daynight.data.labels import read_label
-from daynight.data.sets import ImageSet
+from daynight.data.sets import ImageSet, evenly
 from daynight.system.console import counted, duration, say, warn
 from daynight.system.errors import InputError, Unreadable
 from daynight.training.checkpoint import Checkpoint, checkpoints_in
@@ -81,44 +81,46 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
-def check_files(
-    labelled: Sequence[ImageSet], others: Sequence[ImageSet], more: Sequence[Path] = (), skip: bool = False
-) -> None:
-    """Read every image of the sets, of those `labelled` also its label, and `more` images, and say their sizes.
+def check_files(sets: dict[str, list[ImageSet]], held: dict[str, list[ImageSet]], labelled, options) -> None:
+    """Read each image that a training may read, of the options `labelled` also its label, and say their sizes.
 
-    What the training could not read is listed; then raises `InputError` naming the first, unless `skip` and the
-    training can go on without all of it.
+    sets: option → what is trained on; held: the same of what is held out. What cannot be read is listed; then raises
+    `InputError` naming the first, unless the training goes on without all of it.
     """
-    problems: list[InputError] = []
-    sets = [(s.name, s.images, s) for s in labelled] + [(s.name, s.images, None) for s in others]
-    for name, paths, label_set in [*sets, ("translations", more, None)]:
-        images = Images(paths)
+    problems, stuck = [], False
+    groups = [(option, some, None) for option, some in sets.items()]
+    groups += [(option, some, options.validate_images) for option, some in held.items()]
+    for option, some, most in groups:
+        files = [(image, label, s) for s in some for image, label in zip(s.images, s.labels, strict=True)]
+        files = [files[i] for i in evenly(len(files), most or len(files))]
 
-        def look(i: int, images=images, label_set=label_set) -> tuple[int, int] | InputError:
+        def look(file: tuple[Path, Path, ImageSet], option=option) -> tuple[int, int] | InputError:
+            path, label, s = file
             try:
-                image = images[i]
-                if label_set:
-                    path, size = label_set.labels[i], (image.height, image.width)
-                    read_label(path, label_set.label_kind, label_set.classes, size)
+                image = Images([path])[0]
+                if option in labelled:
+                    read_label(label, s.label_kind, s.classes, (image.height, image.width))
                 return image.height, image.width
             except InputError as error:
                 return error
 
         with ThreadPoolExecutor(THREADS) as pool:
-            found = list(counted(pool.map(look, range(len(paths))), len(paths), "files"))
+            found = list(counted(pool.map(look, files), len(files), "files"))
         problems += [x for x in found if isinstance(x, InputError)]
         sizes = Counter(x for x in found if not isinstance(x, InputError))
+        stuck |= bool(files) and not sizes and not most
         shown = [f"{height}x{width} ({n:,})" for (height, width), n in sizes.most_common(3)]
         shown += [f"{len(sizes) - 3:,} other sizes"] * (len(sizes) > 3)
-        if paths:
-            say(f"{name}: {len(paths):,} files opened, height x width {', '.join(shown) or 'none'}")
+        if files:
+            names = dict.fromkeys(s.name for s in some)
+            say(f"{', '.join(names)}: {len(files):,} files opened, height x width {', '.join(shown) or 'none'}")
     for problem in problems[:LISTED]:
         say(f"  {problem}")
     if len(problems) > LISTED:
         say(f"  and {len(problems) - LISTED:,} more")
     unskippable = [problem for problem in problems if not isinstance(problem, Unreadable)]
-    if unskippable or problems and not skip:
+    if unskippable or problems and not options.skip_unreadable:
         first = (unskippable or problems)[0]
         rest = f", nor can {len(problems) - 1:,} more" * (len(problems) > 1)
-        hint = "" if unskippable else "; --skip-unreadable goes on without what cannot be read"
+        hint = "" if unskippable or stuck else "; --skip-unreadable goes on without what cannot be read"
         raise InputError(f"{first}{rest}{hint}")

@@ -58,10 +58,8 @@ def held_out(options, sets: dict[str, list[ImageSet]], root: Path, labelled=()) 
 
 
 def fingerprints(sets: dict[str, list], held: dict[str, list], networks: dict | None = None) -> dict[str, str]:
-    """For `Run.open`: option, and a part of what it names → what identifies that.
-
-    Of the `sets` of each option, or what else has a `fingerprint`; of those `held` out; of `networks` that are loaded.
-    """
+    """For `Run.open`: option, and a part of what it names → what identifies that: of `sets` or what else has a
+    `fingerprint`, of those `held` out, of `networks` that are loaded."""
     named = sets | {f"{option} to validate": some for option, some in held.items()}
     found = {name: [s.fingerprint() for s in some if s] for name, some in named.items() if any(some)}
     data = {name + end: " ".join(f[end] for f in of_sets) for name, of_sets in found.items() for end in of_sets[0]}

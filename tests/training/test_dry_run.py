@@ -165,40 +165,121 @@ def test_whatever_is_damaged_is_listed(home):
     assert result.code == 0 and "memory" in result.out
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("fits", ["as shown", "as stored"])
-def test_the_dry_run_and_the_training_turn_an_image_alike(kind, fits, home):
-    """As photographs of phones are: the label is upright. A label that fits the stored pixels alone does not fit."""
-    first = home / "data/day/images/train/000.jpg"
-    image = Image.open(first).convert("RGB")
-    image = image.transpose(Image.Transpose.ROTATE_90) if fits == "as shown" else image
+TURNED = ("jpg", "png", "webp", "tif")
+
+
+def turn(path, suffix):
+    """Store an image lying on its side, as phones do, with an EXIF orientation that tells how to turn it."""
+    image = Image.open(path)
     exif = image.getexif()
     exif[0x0112] = 6
-    first.unlink()
-    image.save(first.with_suffix(f".{kind.lower()}"), kind, exif=exif)
-    line = f"{LINES['seg-train']} --steps 8 --validate-every 0 --skip-unreadable"
-    dry, trained = daynight(f"{line} --dry-run", home), daynight(line, home)
-    if fits == "as shown":
-        assert (dry.code, trained.code) == (0, 0), (dry, trained)
-    else:
-        assert "labels/train/000.png: label of" in dry.line and "labels/train/000.png: label of" in trained.line
-        assert "--skip-unreadable" not in dry.line
+    path.unlink()
+    image.transpose(Image.Transpose.ROTATE_90).save(path.with_suffix(f".{suffix}"), exif=exif)
 
 
-@pytest.mark.parametrize("word", ["", "--skip-unreadable"])
-@pytest.mark.parametrize("damage", [cut, shrink, paint])
-def test_skip_unreadable_is_named_where_it_helps(damage, word, home):
-    """What cannot be decoded is skipped; a label of another size, or in colours, is not."""
-    for path in (home / "data/day/labels/train").rglob("*.png"):
-        if path.name != "002.png":
-            damage(path)
-    line = f"{LINES['seg-train']} --steps 8 --validate-every 0 {word}"
-    dry, trained = daynight(f"{line} --dry-run", home), daynight(line, home)
-    if damage is cut and word:
-        assert (dry.code, trained.code) == (0, 0), (dry, trained)
-    else:
-        assert ("--skip-unreadable goes on" in dry.line) == (damage is cut)
-        assert trained.code == 2 and "labels/train" in trained.line
+def only(home, *stems):
+    """Leave only these training images to the day set, and nothing held out of it."""
+    for path in (home / "data/day").rglob("*.*"):
+        if (
+            path.parent.name != "day"
+            and path.relative_to(home / "data/day").with_suffix("").as_posix()[7:] not in stems
+        ):
+            path.unlink()
+
+
+DAY = f"{LINES['seg-train'].replace('--ssl --translator darken', '--train-on day')} --validate-every 0"
+
+
+def test_an_image_that_is_turned_is_as_high_as_it_is_shown_in_every_format(home):
+    """The label is upright: it fits only when the image is turned."""
+    for suffix, path in zip(TURNED, sorted((home / "data/day/images/train").rglob("*.jpg")), strict=True):
+        turn(path, suffix)
+    assert "day: 4 files opened, height x width 48x96 (4)" in daynight(f"{DAY} --steps 9 --dry-run", home).out
+    assert daynight(f"{DAY} --steps 9 --batch-size 4", home).code == 0
+
+
+@pytest.mark.parametrize("suffix", TURNED)
+def test_a_label_that_fits_only_an_image_as_it_is_stored_is_refused_by_both(suffix, home):
+    only(home, "train/000")
+    turn(home / "data/day/images/train/000.jpg", suffix)
+    label = home / "data/day/labels/train/000.png"
+    Image.open(label).transpose(Image.Transpose.ROTATE_90).save(label)
+    for more in ("--dry-run", "--dry-run --skip-unreadable", "", "--skip-unreadable"):
+        refused = daynight(f"{DAY} --steps 2 {more}", home).line
+        assert f"{label.relative_to(home)}: label of 96x48 (height x width) for an image of 48x96" in refused
+        assert "--skip-unreadable" not in refused
+
+
+def problems_in(text):
+    return sorted(line.strip() for line in text.splitlines() if line.startswith("  data/"))
+
+
+def skips_as_told(line, home, damaged):
+    """The dry run lists what is damaged and advises to skip it; the training then skips just that."""
+    for path in damaged:
+        cut(home / path)
+    told = daynight(f"{line} --dry-run", home)
+    assert told.line.endswith("; --skip-unreadable goes on without what cannot be read\n"), told.line
+    problems = problems_in(told.out)
+    assert [problem.partition(":")[0] for problem in problems] == sorted(damaged)
+    again = daynight(f"{line} --dry-run --skip-unreadable", home)
+    assert again.code == 0 and set(problems_in(again.out)) == set(problems)
+    assert daynight(f"{line} --skip-unreadable", home).code == 0
+    assert sorted((home / "out/run/skipped.txt").read_text().splitlines()) == problems
+
+
+def test_a_segmentation_skips_what_its_dry_run_says(home):
+    trees.folder(home / "data/more", train=2, val=1, classes=None, labelled=False)
+    trees.folder(home / "data/target", train=0, val=3)
+    trees.folder(home / "data/day_night", train=4, val=0, classes=None, labelled=False)
+    line = LINES["seg-train"].replace("--translator darken", "--translated day_night --unlabelled-day more")
+    damaged = ["day/images/train/000.jpg", "day/labels/train/street/001.png", "day_night/images/train/street/002.jpg"]
+    damaged += ["dark/images/train/000.jpg", "dark/images/val/000.jpg", "day/labels/val/000.png"]
+    damaged += ["target/images/val/000.jpg", "target/labels/val/street/001.png", "more/images/train/000.jpg"]
+    skips_as_told(f"{line} --validate-on target --steps 30 --ssl-start 0", home, [f"data/{path}" for path in damaged])
+
+
+@pytest.mark.parametrize("weight", [0, 1])
+def test_a_translator_skips_what_its_dry_run_says(weight, home):
+    """Held-out nights are compared by the feature network: without it they are not read."""
+    damaged = ["data/day/images/train/000.jpg", "data/dark/images/train/street/001.jpg", "data/day/images/val/000.jpg"]
+    night = ["data/dark/images/val/street/001.jpg"]
+    cut(home / night[0])
+    line = f"{LINES['translate-train']} --steps 20 --lambda-feature {weight}"
+    skips_as_told(line, home, damaged + night * weight)
+
+
+@pytest.mark.parametrize("folder", ["day/images/train", "day/labels/train", "dark/images/train"])
+def test_where_nothing_can_be_read_skipping_is_not_advised(folder, home):
+    for path in (home / "data" / folder).rglob("*.*"):
+        spoil(path)
+    refused = daynight(f"{LINES['seg-train']} --steps 9 --ssl-start 0 --dry-run", home).line
+    assert folder in refused and "--skip-unreadable" not in refused
+    for more in ("--dry-run", ""):
+        refused = daynight(f"{LINES['seg-train']} --steps 9 --ssl-start 0 --skip-unreadable {more}", home).line
+        assert folder in refused and "99 drawn before it" in refused
+
+
+def test_held_out_images_may_all_be_skipped(home):
+    for name in ("day", "dark"):
+        for path in (home / "data" / name / "images/val").rglob("*.*"):
+            spoil(path)
+    refused = daynight(f"{LINES['seg-train']} --steps 2 --dry-run", home).line
+    assert "nor can 4 more; --skip-unreadable goes on" in refused
+    assert daynight(f"{LINES['seg-train']} --steps 2 --skip-unreadable", home).code == 0
+
+
+def test_with_what_is_not_skipped_skipping_is_not_advised(home):
+    """Whichever comes first, and in whichever set."""
+    spoil(home / "data/day/images/train/000.jpg")
+    spoil(home / "data/dark/images/train/000.jpg")
+    shrink(home / "data/day/labels/val/street/001.png")
+    for more in ("", "--skip-unreadable"):
+        refused = daynight(f"{LINES['seg-train']} --steps 9 --dry-run {more}", home).line
+        assert "data/day/labels/val/street/001.png: label of 10x10" in refused and "nor can 2 more" in refused
+        assert "--skip-unreadable" not in refused
+    refused = daynight(f"{LINES['seg-train']} --steps 9 --skip-unreadable", home).line
+    assert "data/day/labels/val/street/001.png: label of 10x10" in refused
 
 
 def test_two_processes_rehearse_together(home):
