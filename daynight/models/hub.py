@@ -108,7 +108,7 @@ def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module
     # what constructors raise for a wrong value; RuntimeError: memory, nesting
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise InputError(f"{option} {name}: {folder / CONFIG} does not describe a model ({error})") from error
-    check_numbers(tensors, ours, f"{option} {name}: {path}")
+    check_numbers(tensors, ours, f"{option}: {path}")
     model.load_state_dict(tensors)
     return model.eval()
 
