@@ -88,7 +88,9 @@ def train(options: SegTrainOptions) -> None:
     run.resume(checkpoint)
     skipped = Skipped(run.folder / "skipped.txt", run.resumed) if options.skip_unreadable else None
     validation = SegmentationValidation(run, best, skipped, held, labelled, student, teacher.model)
-    health = TeacherHealth(days["day"].classes.names, min(2000, max(100, run.total // 5)), run.logger.lines(run.first))
+    patience = min(2000, max(100, run.total // 5))
+    # of a class without accepted pixels for longer than that, the run has warned already
+    health = TeacherHealth(days["day"].classes.names, patience, run.logger.lines(run.first, 2 * patience))
 
     accelerator, plain_student, look = run.accelerator, student, teacher.model
     student, optimizer = accelerator.prepare(student.train(), optimizer)

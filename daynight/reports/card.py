@@ -1,6 +1,5 @@
 """The model card, README.md. With it, a model folder can be uploaded to the Hub as it is."""
 
-import json
 import os
 import shlex
 import shutil
@@ -11,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from daynight.config import default_of, free
 from daynight.models.hub import identity
+from daynight.reports.record import newest_first, previews_in
 from daynight.system.console import number
 from daynight.system.files import read_json, replace
 
@@ -50,7 +50,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     config, record = read_json(folder / "config.json"), read_json(run / "options.json")
     command, task, tags, title, what, use = KINDS[config["class"]]
     config["classes"] = ", ".join(f"{i} {one_line(name)}" for i, name in enumerate(config.get("names", [])))
-    previews = sorted(file for file in run.glob("previews/[0-9]*.png") if int(file.stem) <= step)
+    previews = list(previews_in(run, step).values())
     if previews:
         replace(folder / PREVIEW, lambda temporary: shutil.copyfile(previews[-1], temporary))
     data = ModelCardData(library_name="daynight", pipeline_tag=task, tags=tags, license="unknown")
@@ -89,12 +89,11 @@ def words(options) -> str:
 
 def last_metrics(file: Path, step: int) -> str:
     """The values that were last logged up to this step, as a table; "" if there are none."""
-    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.is_file() else []
-    last = [line for line in lines if line["step"] <= step][-1:]
+    last, _ = next(newest_first(file, step), (None, 0)) if file.is_file() else (None, 0)
     if not last:
         return ""
-    values = [f"| {name} | {value:.4g} |" for name, value in last[0].items() if name != "step" and "/" not in name]
-    return "\n".join([f"| mean up to step {last[0]['step']:,} | |", "|---|---:|", *values])
+    values = [f"| {name} | {value:.4g} |" for name, value in last.items() if name != "step" and "/" not in name]
+    return "\n".join([f"| mean up to step {last['step']:,} | |", "|---|---:|", *values])
 
 
 def add_results(folder: Path, weights: str, entries: list[dict]) -> bool:

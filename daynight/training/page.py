@@ -1,13 +1,14 @@
 """A training's page, `index.html` in its folder: previews over time beside the curves of metrics.jsonl."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
 from daynight.reports import html as page
+from daynight.reports.record import parsed, previews_in
 from daynight.system.files import replace
 
 PREVIEWS = 24  # on the page, of however many there are
@@ -51,6 +52,19 @@ class Report:
         self.curves: dict[str, Curve] = defaultdict(Curve)
         self.seen: dict[str, int] = {}  # the last step at which a value was above 0
 
+    def state(self) -> dict:
+        """What it has read, as JSON can hold it: to parse all lines of a long run again takes a minute."""
+        curves = {name: vars(curve) for name, curve in self.curves.items()}
+        return vars(self) | {"folder": None, "curves": curves}
+
+    def load(self, state: dict | None) -> None:
+        """Go on from `state`, if metrics.jsonl still holds what that has read."""
+        path = self.folder / "metrics.jsonl"
+        if state and path.is_file() and path.stat().st_size >= state["read"]:
+            vars(self).update(state, folder=self.folder, curves=defaultdict(Curve))
+            for name, curve in state["curves"].items():
+                vars(self.curves[name]).update(curve)
+
     def write(self, step: int, total: int, now: str | None) -> None:
         """The page after `step` of `total` steps. Of a run that goes on it says `now`, and loads itself again; None: it
         has ended or stopped."""
@@ -79,7 +93,9 @@ class Report:
                 if not line.endswith(b"\n"):
                     break  # is being written
                 self.read += len(line)
-                values = json.loads(line)
+                values = parsed(line)
+                if values is None:
+                    continue
                 self.step = values.pop("step")
                 for name, value in values.items():
                     if type(value) in (int, float):
@@ -89,13 +105,14 @@ class Report:
 
     def _previews(self, step: int) -> list[page.Html]:
         """The newest first; of more than `PREVIEWS`, so many evenly spaced ones."""
-        paths = sorted(path for path in self.folder.glob("previews/[0-9]*.png") if int(path.stem) <= step)
-        if len(paths) > PREVIEWS:
-            paths = [paths[round(i * (len(paths) - 1) / (PREVIEWS - 1))] for i in range(PREVIEWS)]
+        found = list(previews_in(self.folder, step).items())
+        if len(found) > PREVIEWS:
+            found = [found[round(i * (len(found) - 1) / (PREVIEWS - 1))] for i in range(PREVIEWS)]
         figures = []
-        for path in reversed(paths):
-            with Image.open(path) as image:
-                figures.append(page.linked(f"previews/{path.name}", image.size, f"step {int(path.stem):,}"))
+        for n, path in reversed(found):
+            # Pillow answers damaged files with exceptions of any kind
+            with suppress(Exception), Image.open(path) as image:
+                figures.append(page.linked(f"previews/{path.name}", image.size, f"step {n:,}"))
         return figures
 
     def _health(self) -> page.Html:

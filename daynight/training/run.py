@@ -89,11 +89,11 @@ class Run:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from the newest whole checkpoint, if there is one: sets `first`, the steps done, and `resumed`."""
-        step, values = checkpoint.restore()
+        step, values, page = checkpoint.restore(self.total)
         if step:
             self.first, self.resumed = step, True
             say(f"going on with {self.folder} at step {step:,} of {self.total:,}")
-        self.logger.resume(self.first, values)
+        self.logger.resume(self.first, values, page)
 
     def steps(
         self, loader: Iterator[dict], checkpoint: Checkpoint, validation=None, cache=None, cost=lambda step: 1.0
@@ -130,7 +130,7 @@ class Run:
                     # one process may get a signal alone, or later than another
                     stop = max(gathered(self.signal))
                     if stop or self.due(step):
-                        checkpoint.save(step + 1, self.logger.means(step + 1)[1])
+                        checkpoint.save(step + 1, *self.logger.state(step + 1))
                     if stop:
                         self.logger.write_page(step + 1, None)
                         gathered(None)  # the first to end has a launcher stop the others: none before all is saved
