@@ -150,7 +150,9 @@ class Writer:
         try:
             save_image(image, path)
         except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror}); the same command goes on") from error
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror or error}); the same command goes on"
+            ) from error
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from daynight.system.console import say, warn
 from daynight.system.errors import Unreadable
+from daynight.system.watchdog import SIGNALS
 
 DRAWS = 100  # until a training gives up finding something that can be read
 
@@ -85,7 +86,7 @@ def _collate(samples: list[tuple[dict, list[str]]]) -> tuple[dict, list[str]]:
 
 def _leave_signals(_worker: int) -> None:
     # what Ctrl-C and launchers send to a whole process group is for the main process: it may still need its batch
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -67,10 +67,10 @@ class Checkpoint:
         self.parts = {name: part for name, part in {**parts, "best": best}.items() if part is not None}
         self.local_file = f"process-{accelerator.process_index}.safetensors"
 
-    def restore(self, total: int = 0) -> tuple[int, dict, dict | None]:
+    def restore(self, total: int = 0) -> tuple[int, dict, dict]:
         """Load the newest whole checkpoint: the number of steps done, and what `save` was given beside.
 
-        (0, {}, None) where the run begins. Raises `InputError` where there are checkpoints and none is whole: beginning
+        (0, {}, {}) where the run begins. Raises `InputError` where there are checkpoints and none is whole: beginning
         again would overwrite what is left; and where the name of one up to step `total` is taken by something else.
         """
         found, named = gathered((checkpoints_in(self.folder), numbered(self.folder, PREFIX)))[0]
@@ -92,18 +92,17 @@ class Checkpoint:
             raise InputError(
                 f"--out {self.folder}: none of its checkpoints is whole; give another --out to begin again"
             )
-        return 0, {}, None
+        return 0, {}, {}
 
-    def _load(self, path: Path) -> tuple[int, dict, dict | None]:
+    def _load(self, path: Path) -> tuple[int, dict, dict]:
         states, extra = read_state(path / "state.safetensors", self.parts)
         # with more processes than before, the new ones begin with nothing of their own
         if self.local and self.accelerator.process_index < extra["processes"]:
             states |= read_state(path / self.local_file, self.local)[0]
         for name, state in states.items():
             (self.parts | self.local)[name].load_state_dict(state)
-        with suppress(InputError):  # without it the page reads all lines again
-            return extra["step"], extra["values"], read_json(path / "page.json")
-        return extra["step"], extra["values"], None
+        page = path / "page.json"
+        return extra["step"], extra["values"], read_json(page) if page.is_file() else {}
 
     def save(self, step: int, values: dict[str, torch.Tensor], page: dict | None = None) -> None:
         """Write `checkpoint-<step>` under another name, flush it to disk and rename it; the newest two are kept.
@@ -205,8 +204,7 @@ def save_state(path: Path, parts: dict, extra: dict, values: dict | None = None)
 
 
 def read_state(path: Path, parts: dict) -> tuple[dict, dict]:
-    """The state of every part in a file of `save_state`, by name, and what was saved as `extra`, with its
-    `values`.
+    """The state of every part in a file of `save_state`, by name, and what was saved as `extra` and `values`.
 
     safetensors refuses a file that is shorter than its header says, so a file cut at any byte is recognised.
     """

@@ -35,13 +35,13 @@ class Log:
         self.averaged: dict[str, torch.Tensor] = {}
         self.trackers, self.page = Trackers(accelerator), Report(folder)
 
-    def resume(self, step: int, values: dict[str, torch.Tensor], page: dict | None) -> None:
+    def resume(self, step: int, values: dict[str, torch.Tensor], page: dict) -> None:
         """Go on after `step` steps: later lines are cut off, `values` and `page` are what `state` gave."""
         self.averaged = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
         if self.accelerator.is_main_process and self.file.is_file():
             ends = (end for _, end in newest_first(self.file, step)) if step else iter(())
             os.truncate(self.file, next(ends, 0))
-            self.page.load(page)
+            self.page = Report(**page | {"folder": self.folder})
 
     def lines(self, step: int, steps: int) -> list[dict]:
         """The lines of metrics.jsonl of the last `steps` steps up to `step`."""
@@ -78,19 +78,12 @@ class Log:
 
         Raises `RunError` naming the first that is no number, and its step, when `step` steps are done.
         """
-        if self.values:
-            self._average(step)
-        sums = {n: (x.double().sum(), len(x)) if x.ndim == 1 else x.double().sum(0) for n, x in self.averaged.items()}
-        return {name: float(total / count) for name, (total, count) in sums.items() if count > 0}
-
-    def _average(self, step: int) -> None:
-        """Move `values` to `averaged`."""
         rows = [torch.stack(values).to(self.accelerator.device) for values in self.values.values()]
         # in one call: each would wait for the device and for the other processes
-        joined = self.accelerator.reduce(torch.cat([x.flatten() for x in rows]), "mean").cpu()
-        bad = []
-        for name, part, row in zip(self.values, joined.split([x.numel() for x in rows]), rows, strict=True):
-            part = part.view(row.shape)
+        joined = self.accelerator.reduce(torch.cat([x.flatten() for x in rows]), "mean").cpu() if rows else None
+        bad, start = [], 0
+        for name, row in zip(self.values, rows, strict=True):
+            part, start = joined[start : start + row.numel()].view(row.shape), start + row.numel()
             first = step + 1 - len(part)
             bad += [(first + i, name, v) for i, v in enumerate(part.tolist()) if not np.isfinite(v).all()]
             self.averaged[name] = torch.cat([self.averaged[name], part]) if name in self.averaged else part
@@ -98,6 +91,8 @@ class Log:
             step, name, value = min(bad, key=lambda found: found[0])
             raise RunError(f"{name} is {value} at step {step:,}{left_in(self.folder)}; a lower --lr may help")
         self.values.clear()
+        sums = {n: (x.double().sum(), len(x)) if x.ndim == 1 else x.double().sum(0) for n, x in self.averaged.items()}
+        return {name: float(total / count) for name, (total, count) in sums.items() if count > 0}
 
     def state(self, step: int) -> tuple[dict[str, torch.Tensor], dict]:
         """For a checkpoint after `step` steps: the values since the last line, and what the page has read."""

@@ -23,8 +23,8 @@ HEALTH = {"accepted", *MIXES}
 class Curve:
     """Steps and values; of a long curve, the means of as many neighbours each, at most 2 × `POINTS` in all."""
 
-    def __init__(self):
-        self.points, self.block, self.joined, self.last = [], [], 1, (0, 0.0)
+    def __init__(self, points=(), block=(), joined: int = 1, last=(0, 0.0)):
+        self.points, self.block, self.joined, self.last = [*points], [*block], joined, last
 
     def add(self, step: int, value: float) -> None:
         self.last = step, value
@@ -47,23 +47,15 @@ def mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 class Report:
     """Writes the page, from what is new in metrics.jsonl each time; its size is bounded however long the run."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.read, self.step = folder, 0, 0
-        self.curves: dict[str, Curve] = defaultdict(Curve)
-        self.seen: dict[str, int] = {}  # the last step at which a value was above 0
+    def __init__(self, folder: Path, read: int = 0, step: int = 0, curves=(), seen=()):
+        self.folder, self.read, self.step = folder, read, step
+        self.curves = defaultdict(Curve, {name: Curve(**curve) for name, curve in dict(curves).items()})
+        self.seen = dict(seen)  # the last step at which a value was above 0
 
     def state(self) -> dict:
-        """What it has read, as JSON can hold it: to parse all lines of a long run again takes a minute."""
+        """What it was made of and has read since, for JSON: to parse the lines of a long run again takes a minute."""
         curves = {name: vars(curve) for name, curve in self.curves.items()}
         return vars(self) | {"folder": None, "curves": curves}
-
-    def load(self, state: dict | None) -> None:
-        """Go on from `state`, if metrics.jsonl still holds what that has read."""
-        path = self.folder / "metrics.jsonl"
-        if state and path.is_file() and path.stat().st_size >= state["read"]:
-            vars(self).update(state, folder=self.folder, curves=defaultdict(Curve))
-            for name, curve in state["curves"].items():
-                vars(self.curves[name]).update(curve)
 
     def write(self, step: int, total: int, now: str | None) -> None:
         """The page after `step` of `total` steps. Of a run that goes on it says `now`, and loads itself again; None: it
