@@ -349,3 +349,21 @@ def test_a_lost_folder_ends_what_writes_images(undisturbed, place):
 @pytest.mark.parametrize("command", TRAININGS)
 def test_the_number_of_loader_workers_changes_nothing(command, workers, undisturbed, place):
     assert end(command, place, f"--num-workers {workers}") == undisturbed(command)
+
+
+def small_shared_memory():
+    """As in a container that was given little of it."""
+    NEWNS = 0x20000
+    ctypes.CDLL(None).unshare(NEWNS)
+    os.system("mount --make-rprivate / && mount -t tmpfs -o size=64k none /dev/shm")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or os.system("unshare -m mount -t tmpfs none /mnt 2>/dev/null") != 0, reason="needs mount"
+)
+def test_a_small_dev_shm_is_named_with_the_options_that_help(place):
+    child = start("translate-train", place, "--crop 128 --num-workers 2", small_shared_memory)
+    child.join(60)
+    assert child.exitcode == 1
+    line = "/dev/shm is too small for image readers; give --num-workers 0, or docker run --shm-size 8g"
+    assert log(place).splitlines()[-1] == f"daynight: {line}" and "Traceback" not in log(place)
