@@ -1,25 +1,28 @@
 """The console script: it makes commands of the options in `config.py`, and one line of every error."""
 
-import ctypes
-import difflib
-import inspect
-import json
-import os
-import signal
-import sys
-import traceback
-from dataclasses import fields
-from importlib import import_module
-from pathlib import Path
-from typing import Annotated, get_type_hints
+from daynight.system.watchdog import at_once, heed
 
-import typer
+with at_once():
+    import ctypes
+    import difflib
+    import inspect
+    import json
+    import os
+    import signal
+    import sys
+    import traceback
+    from dataclasses import fields
+    from importlib import import_module
+    from pathlib import Path
+    from typing import Annotated, get_type_hints
 
-from daynight import config
-from daynight.system import __version__
-from daynight.system.console import open_streams, plain
-from daynight.system.errors import InputError, RunError
-from daynight.system.files import read_json
+    import typer
+
+    from daynight import config
+    from daynight.system import __version__
+    from daynight.system.console import open_streams, plain
+    from daynight.system.errors import InputError, RunError
+    from daynight.system.files import read_json
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -101,7 +104,9 @@ def add(name: str, options: type, target: str) -> None:
         except ValueError as error:  # options that contradict each other
             raise InputError(str(error)) from None
         try:
-            getattr(import_module(module), function)(given)
+            run = getattr(import_module(module), function)
+            heed()
+            run(given)
         except Exception:
             if given.debug:
                 traceback.print_exc()
@@ -111,8 +116,9 @@ def add(name: str, options: type, target: str) -> None:
     app.command(name, help=options.__doc__)(command)
 
 
-for entry in COMMANDS:
-    add(*entry)
+with at_once():
+    for entry in COMMANDS:
+        add(*entry)
 
 
 def show(version: bool) -> None:
@@ -134,12 +140,13 @@ def main() -> None:
         # signal on, and no launcher can pass SIGKILL on
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    # ends the command as Ctrl-C does, so that half-written files are removed; trainings have a handler that saves first
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    # before torch is imported: it repeats every attempt to connect that fails, with the stack
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for variable in sorted(name for name in os.environ.keys() - VARIABLES if name.startswith("DAYNIGHT_")):
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:
-        code = app(standalone_mode=False) or 0
+        with at_once():
+            code = app(standalone_mode=False) or 0
         message = "interrupted" * (code == 130)  # Typer turns Ctrl-C into an exit
     except (KeyboardInterrupt, typer.Abort):
         code, message = 130, "interrupted"
@@ -153,6 +160,10 @@ def main() -> None:
             code = error.exit_code
         elif kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in message:
             message = "out of memory; give a smaller --crop, --size, --batch-size or network (--debug shows where)"
+        elif "shared memory" in message:
+            message = "/dev/shm is too small for image readers; give --num-workers 0, or docker run --shm-size 8g"
+        elif isinstance(error, OSError) and error.filename:
+            message = f"{error.filename}: {error.strerror} (--debug shows where)"
         else:
             message = f"{kind}: {message} (--debug shows where)"
     if message:

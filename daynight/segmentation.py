@@ -1,5 +1,6 @@
 """`seg-train`: the student and its mean teacher of §3.3, and every row of Table 1 before it."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 
 from daynight import losses
-from daynight.config import SegTrainOptions, numbers
+from daynight.config import SegTrainOptions, numbers, pair
 from daynight.data.cache import open_cache
 from daynight.data.layouts.tree import resolve
 from daynight.data.sampling import Skipped, batches, generator
@@ -65,6 +66,8 @@ def train(options: SegTrainOptions) -> None:
     say(f"training on {train_on}" + (f", translations from {source.name}" if source else "") + ", SSL" * options.ssl)
     torch.manual_seed(options.seed)
     student = build_student(options, days["day"])
+    at_first = len(run.slots) * (1 + (train_on == "both"))  # Eq. 15 adds more from `ssl_start` on
+    check_norm(student, at_first + (options.ssl and not options.ssl_start), options)
     online = isinstance(source, Network)
     translator = load_model(source.name, "day2night", "--translator", Generator) if online else None
     draw = Draw(options, days, sets["--night"], source)
@@ -90,7 +93,9 @@ def train(options: SegTrainOptions) -> None:
     run.resume(checkpoint)
     skipped = Skipped(run.folder / "skipped.txt", run.resumed) if options.skip_unreadable else None
     validation = SegmentationValidation(run, best, skipped, held, labelled, student, teacher.model)
-    health = TeacherHealth(days["day"].classes.names, min(2000, max(100, run.total // 5)), run.logger.lines(run.first))
+    patience = min(2000, max(100, run.total // 5))
+    # of a class without accepted pixels for longer than that, the run has warned already
+    health = TeacherHealth(days["day"].classes.names, patience, run.logger.lines(run.first, 2 * patience))
 
     accelerator, plain_student, look = run.accelerator, student, teacher.model
     student, optimizer = accelerator.prepare(student.train(), optimizer)
@@ -210,6 +215,19 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
         return pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")
     except ValueError as error:
         raise InputError(f"--backbone {options.backbone}: {error}") from error
+
+
+def check_norm(student: DeepLabV2, images: int, options: SegTrainOptions) -> None:
+    """Raises `InputError` where batch norm gets one value per channel: of one image whose maps are 1×1."""
+    try:
+        if images == 1:
+            with torch.no_grad():
+                deepcopy(student).train()(torch.zeros(1, 3, *pair(options.crop)))
+    except ValueError as error:
+        raise InputError(
+            f"--batch-size {options.batch_size}, --crop {options.crop}: too little for --backbone {options.backbone} "
+            f"({error}); give more of either"
+        ) from error
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def newest(out: Path) -> int:
     checkpoints = sorted(out.glob("checkpoint-*"))
     for path in checkpoints:
         assert (path / "state.safetensors").is_file(), path
-        for file in path.iterdir():
+        for file in path.glob("*.safetensors"):
             load_file(file)
     metrics = out / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []

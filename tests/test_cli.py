@@ -433,6 +433,19 @@ def failing(monkeypatch, error):
     [
         (cli.InputError("a file:\n what"), 2, "daynight: a file: what\n"),
         (cli.RunError("lost"), 1, "daynight: lost\n"),
+        (
+            OSError(28, "No space left on device", "runs/seg/index.html"),
+            1,
+            "daynight: runs/seg/index.html: No space left on device (--debug shows where)\n",
+        ),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+                "workers are out of shared memory. Please try to raise your shared memory limit."
+            ),
+            1,
+            "daynight: /dev/shm is too small for image readers; give --num-workers 0, or docker run --shm-size 8g\n",
+        ),
         (ValueError("what nobody\nforesaw"), 1, "daynight: ValueError: what nobody foresaw (--debug shows where)\n"),
         (KeyboardInterrupt(), 130, "daynight: interrupted\n"),
     ],

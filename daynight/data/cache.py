@@ -1,5 +1,6 @@
 """Keeps images and labels for trainings, so that each is decoded and resized only once."""
 
+import errno
 import hashlib
 import io
 import math
@@ -27,9 +28,9 @@ JPEG_SHARE = 0.2  # JPEG at quality 95 takes at most this share of the bytes (an
 class Cache:
     """Keeps what trainings read in `folder`. It takes at most `limit` bytes, and only what is free on the disk.
 
-    Sets are kept in the order of `add`. Each goes into one memory-mapped file if it fits. If not, images go into JPEG
-    files (quality 95); the rest is read again every time. Which of these happens is printed. Without a folder nothing
-    is kept, and `planned` adds up the bytes that would be.
+    Sets are kept in the order of `add`. Each goes into one file if it fits. If not, images go into JPEG files (quality
+    95); the rest is read again every time. Which of these happens is printed. Without a folder nothing is kept, and
+    `planned` adds up the bytes that would be.
     """
 
     def __init__(self, folder: Path | None, limit: float):
@@ -37,7 +38,7 @@ class Cache:
 
     def add(self, name: str, paths: Sequence[Path], size: str, channels: int, salt: str = ""):
         """Make room for the images (3 channels) or labels (1) in `paths`, resized to `size`. `salt` is what else their
-        content depends on. Returns `Mapped`, `Jpegs` or None."""
+        content depends on. Returns `OneFile`, `Jpegs` or None."""
         if not self.left or not paths:
             return None
         found = [look(path, size) for path in paths]
@@ -56,8 +57,8 @@ class Cache:
             if not self.folder:
                 return None
             if fits and taken == total:
-                say(f"cache of {name}: {megabytes:,} MB at most, mapped, in {self.folder}")
-                return Mapped(file, lengths, channels)
+                say(f"cache of {name}: {megabytes:,} MB at most, in {self.folder}")
+                return OneFile(file, lengths, channels)
             if fits:
                 say(f"cache of {name}: about {megabytes:,} MB of JPEGs in {self.folder}")
                 return Jpegs(self.folder, keys)
@@ -93,12 +94,13 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
-class Mapped:
-    """Arrays in one memory-mapped file. `mapped(i, make)` returns number i, H×W or H×W×channels of uint8; if the file
-    does not hold it yet, `make()` makes it and it is kept.
+class OneFile:
+    """Arrays in one file. `one_file(i, make)` returns number i, H×W or H×W×channels of uint8; if the file does not hold
+    it yet, `make()` makes it and it is kept.
 
     Any process may write it. A checksum over shape and content says whether an array is there, so neither a killed
-    process nor two that write the same array at once can leave a wrong one.
+    process nor two that write the same array at once can leave a wrong one. It is read, not mapped: where a mapped file
+    is cut short, a signal kills the process.
     """
 
     def __init__(self, file: Path, lengths: Sequence[int], channels: int):
@@ -106,12 +108,17 @@ class Mapped:
         self.starts = np.cumsum([0, *(HEAD + length for length in lengths)])
         self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         os.truncate(self.descriptor, max(1, int(self.starts[-1])))  # sparse: it grows as arrays are written
-        self.map = np.memmap(file, np.uint8, "r+")  # writable, or torch would warn; nobody writes to it
         self.known = np.zeros(len(lengths), bool)
 
     def __call__(self, i: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         start, length = int(self.starts[i]), self.lengths[i]
-        slot = self.map[start : start + HEAD + length]
+        slot = np.empty(HEAD + length, np.uint8)
+        try:
+            if length and os.preadv(self.descriptor, [slot], start) < len(slot):
+                raise OSError(errno.EIO, "it was cut short")
+        except OSError as error:
+            self._leave(error, self.known & False)
+            length = 0
         checksum, height, width = (int.from_bytes(slot[k : k + 4], "little") for k in (0, 4, 8))
         if length and height * width * self.channels == length:
             if self.known[i] or zlib.crc32(slot[4:]) == checksum:
@@ -121,17 +128,20 @@ class Mapped:
         if length and array.size == length:
             content = b"".join(n.to_bytes(4, "little") for n in array.shape[:2]) + array.tobytes()
             try:
-                # not through the map, where a full disk would kill the process by a signal
                 os.pwrite(self.descriptor, content, start + 4)
                 os.pwrite(self.descriptor, zlib.crc32(content).to_bytes(4, "little"), start)
             except OSError as error:
-                warn(f"{self.file}: {error.strerror}; what it does not hold is read every time")
-                self.lengths = [0 if not known else n for n, known in zip(self.lengths, self.known, strict=True)]
+                self._leave(error, self.known)
         return array
+
+    def _leave(self, error: OSError, kept: np.ndarray) -> None:
+        """From now on use the file only for the arrays that are `kept`."""
+        warn(f"{self.file}: {error.strerror}; what it does not hold is read every time")
+        self.lengths = [n if there else 0 for n, there in zip(self.lengths, kept, strict=True)]
 
 
 class Jpegs:
-    """Images in a JPEG file each, used like `Mapped`. JPEG loses a little; the first read loses it too."""
+    """Images in a JPEG file each, used like `OneFile`. JPEG loses a little; the first read loses it too."""
 
     def __init__(self, folder: Path, keys: Sequence[str]):
         self.files = [folder / f"{key}.jpg" for key in keys]

@@ -167,7 +167,7 @@ class Writer:
             save_image(image, path)
         except OSError as error:
             hint = "rename its image" if error.errno == errno.ENAMETOOLONG else "the same command goes on"
-            raise RunError(f"{path}: cannot be written ({error.strerror}); {hint}") from error
+            raise RunError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from daynight.system.console import say, warn
-from daynight.system.errors import Unreadable
+from daynight.system.errors import RunError, Unreadable
+from daynight.system.watchdog import SIGNALS
 
 DRAWS = 100  # until a training gives up finding something that can be read
 
@@ -45,8 +46,11 @@ class Skipped:
         if line not in self.lines:
             self.lines.add(line)
             warn(f"skipped {line}")
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            try:
+                with open(self.file, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            except OSError as error:
+                raise RunError(f"{self.file}: cannot be written ({error.strerror})") from error
 
     def tell(self) -> None:
         """List all of them, those that other processes met too."""
@@ -85,7 +89,7 @@ def _collate(samples: list[tuple[dict, list[str]]]) -> tuple[dict, list[str]]:
 
 def _leave_signals(_worker: int) -> None:
     # what Ctrl-C and launchers send to a whole process group is for the main process: it may still need its batch
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -1,7 +1,6 @@
 """The model card, README.md. With it, a model folder can be uploaded to the Hub as it is: it holds no data."""
 
 import filecmp
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from daynight.config import default_of, free
 from daynight.models.hub import identity
+from daynight.reports.record import newest_first
 from daynight.system.console import number
 from daynight.system.files import read_json, replace
 
@@ -52,9 +52,9 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     """
     path, weights, picture = folder / CARD, identity(folder), folder / PREVIEW
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    previews = sorted(file for file in run.glob("previews/[0-9]*.png") if file.stem.isdecimal())
-    ours = not picture.exists() or CAPTION in before or any(filecmp.cmp(picture, file, False) for file in previews)
-    previews = [file for file in previews if int(file.stem) <= step] if options.card_preview and ours else []
+    found = previews_in(run, options.steps)
+    ours = not picture.exists() or CAPTION in before or any(filecmp.cmp(picture, x, False) for x in found.values())
+    previews = [file for n, file in found.items() if n <= step] if options.card_preview and ours else []
     if previews:
         replace(picture, lambda temporary: shutil.copyfile(previews[-1], temporary))
     elif ours:
@@ -106,12 +106,11 @@ def words(options) -> str:
 
 def last_metrics(file: Path, step: int) -> str:
     """The values that were last logged up to this step, as a table; "" if there are none."""
-    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.is_file() else []
-    last = [line for line in lines if line["step"] <= step][-1:]
+    last, _ = next(newest_first(file, step), (None, 0)) if file.is_file() else (None, 0)
     if not last:
         return ""
-    values = [f"| {name} | {value:.4g} |" for name, value in last[0].items() if name != "step" and "/" not in name]
-    return "\n".join([f"| mean up to step {last[0]['step']:,} | |", "|---|---:|", *values])
+    values = [f"| {name} | {value:.4g} |" for name, value in last.items() if name != "step" and "/" not in name]
+    return "\n".join([f"| mean up to step {last['step']:,} | |", "|---|---:|", *values])
 
 
 def add_results(folder: Path, weights: str, entries: list[dict]) -> bool:

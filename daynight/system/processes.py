@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,8 +10,16 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 
-from daynight.system.console import console, say
+from daynight.system.console import console, duration, say
 from daynight.system.errors import InputError, RunError
+from daynight.system.watchdog import Watchdog, at_once
+
+CONNECT, PATIENCE = 5 * 60, 30 * 60  # seconds that a process waits for the others, to connect and at the start
+# ACCELERATE_…, as launchers set it, and what of it does not change results unseen; --precision goes before the first
+ASKED = {"MIXED_PRECISION": ("no", "bf16", ""), "GRADIENT_ACCUMULATION_STEPS": ("1",), "DYNAMO_BACKEND": ("no",)}
+ENGINES = "USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG"
+ASKED |= dict.fromkeys(ENGINES, ("false", "", "0", "n", "no", "f", "off"))
+warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # Accelerate says that it sets the number
 
 
 @functools.cache
@@ -39,7 +48,8 @@ def together():
         yield
     except InputError as error:
         refused = error
-    refusals = gathered(refused)
+    with Watchdog(PATIENCE, lambda: f"another process has not moved for {duration(PATIENCE)}", stacks=False):
+        refusals = gathered(refused)
     if refused and not any(refusals[: _rank()]):
         raise refused
     if any(refusals):
@@ -64,16 +74,38 @@ def _rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def make_accelerator(precision: str, **settings) -> Accelerator:
-    """Start Accelerate: device, processes, precision ("auto": the launcher's, else bf16 on a GPU that has it)."""
+def make_accelerator(precision: str, stall: float = CONNECT, **settings) -> Accelerator:
+    """Start Accelerate: device, processes, precision ("auto": the launcher's, else bf16 on a GPU that has it).
+
+    The other processes have `CONNECT` seconds to come, or `stall` if that is less. Raises `InputError` for variables of
+    a launcher that ask for what would change results, or do not fit.
+    """
+    asked = {name: os.environ.get(f"ACCELERATE_{name}", good[0]).strip().lower() for name, good in ASKED.items()}
+    for name, value in asked.items():
+        if value not in ASKED[name] and (precision == "auto" or name != "MIXED_PRECISION"):
+            instead = {"MIXED_PRECISION": ", or --precision", "DYNAMO_BACKEND": ", or --compile"}.get(name, "")
+            raise InputError(
+                f"ACCELERATE_{name}={value}: wanted: {' or '.join(filter(None, ASKED[name][:2]))}{instead}"
+            )
     gpu = torch.accelerator.is_available()
     if precision == "auto":
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or ("bf16" if bf16 else "no")
-    # without a GPU, Accelerate would take each of torchrun's processes for the only one
-    accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu, **settings)
-    console.quiet = not accelerator.is_main_process
-    # connects the processes: from now on, if one ends, the others do not wait for it
-    if (processes := len(gathered(None))) > 1:
+        given = "ACCELERATE_MIXED_PRECISION" in os.environ and asked["MIXED_PRECISION"]
+        precision = given or ("bf16" if bf16 else "no")
+    words = "ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"
+    launched = ", ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(words))
+    limit = min(CONNECT, stall or CONNECT)
+    alone = f"({launched}); without a launcher, unset these"
+    unmet = f"the other processes did not come within {duration(limit)} {alone}"
+    with at_once(), Watchdog(limit, lambda: unmet, stacks=False):
+        try:
+            # without a GPU, Accelerate would take each of torchrun's processes for the only one
+            accelerator = Accelerator(mixed_precision=precision, cpu="LOCAL_RANK" in os.environ and not gpu, **settings)
+        except (ValueError, ImportError, torch.distributed.DistError) as error:
+            raise InputError(f"a launcher's variables do not fit: {error} {alone}") from error
+        console.quiet = not accelerator.is_main_process
+        # connects the processes: from now on, if one ends, the others do not wait for it
+        processes = len(gathered(None))
+    if processes > 1:
         say(f"{processes} processes")
     return accelerator

@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from daynight.models.hub import save_model
+from daynight.reports.record import numbered
 from daynight.system.console import warn
 from daynight.system.errors import InputError, RunError
-from daynight.system.files import marked, replace, sync
+from daynight.system.files import marked, read_json, replace, sync
 from daynight.system.processes import gathered
 
 PREFIX = "checkpoint-"
@@ -23,8 +24,8 @@ PREFIX = "checkpoint-"
 
 def checkpoints_in(folder: Path) -> dict[int, Path]:
     """The checkpoints of a run by the number of steps done, the oldest first."""
-    found = {path.name.removeprefix(PREFIX): path for path in folder.glob(f"{PREFIX}*")}
-    return dict(sorted((int(steps), path) for steps, path in found.items() if steps.isdigit()))
+    found = numbered(folder, PREFIX).items()
+    return {steps: path for steps, path in found if path.is_dir() and not path.is_symlink()}
 
 
 def left_in(folder: Path) -> str:
@@ -66,43 +67,48 @@ class Checkpoint:
         self.parts = {name: part for name, part in {**parts, "best": best}.items() if part is not None}
         self.local_file = f"process-{accelerator.process_index}.safetensors"
 
-    def restore(self) -> tuple[int, dict[str, list]]:
-        """Load the newest whole checkpoint: the number of steps done and the values logged since the last line.
+    def restore(self, total: int = 0) -> tuple[int, dict, dict]:
+        """Load the newest whole checkpoint: the number of steps done, and what `save` was given beside.
 
-        (0, {}) where the run begins. Raises `InputError` where there are checkpoints and none is whole: beginning
-        again would overwrite what is left.
+        (0, {}, {}) where the run begins. Raises `InputError` where there are checkpoints and none is whole: beginning
+        again would overwrite what is left; and where the name of one up to step `total` is taken by something else.
         """
-        found = gathered(checkpoints_in(self.folder))[0]
+        found, named = gathered((checkpoints_in(self.folder), numbered(self.folder, PREFIX)))[0]
+        for steps in named.keys() - found.keys():
+            if max(found, default=0) < steps <= total:
+                raise InputError(f"--out {self.folder}: {named[steps].name} is no folder of this run; move it away")
         for path in reversed(found.values()):
             problem = None
             try:
-                step, values = self._load(path)
+                step, values, page = self._load(path)
             except Exception as error:  # whatever a damaged file leads to
                 problem = " ".join(str(error).split()) or type(error).__name__
             # where one process cannot read a checkpoint, no process goes on from it
             problem = next(filter(None, gathered(problem)), None)
             if not problem:
-                return step, values
+                return step, values, page
             warn(f"{path} is not whole ({problem}): trying the one before")
         if found:
             raise InputError(
                 f"--out {self.folder}: none of its checkpoints is whole; give another --out to begin again"
             )
-        return 0, {}
+        return 0, {}, {}
 
-    def _load(self, path: Path) -> tuple[int, dict[str, list]]:
+    def _load(self, path: Path) -> tuple[int, dict, dict]:
         states, extra = read_state(path / "state.safetensors", self.parts)
         # with more processes than before, the new ones begin with nothing of their own
         if self.local and self.accelerator.process_index < extra["processes"]:
             states |= read_state(path / self.local_file, self.local)[0]
         for name, state in states.items():
             (self.parts | self.local)[name].load_state_dict(state)
-        return extra["step"], extra["values"]
+        page = path / "page.json"
+        return extra["step"], extra["values"], read_json(page) if page.is_file() else {}
 
-    def save(self, step: int, values: dict[str, list]) -> None:
+    def save(self, step: int, values: dict[str, torch.Tensor], page: dict | None = None) -> None:
         """Write `checkpoint-<step>` under another name, flush it to disk and rename it; the newest two are kept.
 
-        Raises `RunError`, and writes nothing, where a weight is no longer a number.
+        `values`, and `page` as JSON can hold it, are what `Log` goes on with. Raises `RunError`, and writes nothing,
+        where a weight is no longer a number.
         """
         for name, model in self.parts.items():
             if isinstance(model, torch.nn.Module) and any(p.isnan().any() for p in model.parameters()):
@@ -120,8 +126,10 @@ class Checkpoint:
                 if self.local:
                     save_state(part / self.local_file, self.local, {})
                 if main:
-                    extra = {"step": step, "processes": self.accelerator.num_processes, "values": values}
-                    save_state(part / "state.safetensors", self.parts, extra)
+                    if page:
+                        replace(part / "page.json", lambda temporary: temporary.write_text(json.dumps(page)))
+                    extra = {"step": step, "processes": self.accelerator.num_processes}
+                    save_state(part / "state.safetensors", self.parts, extra, values)
                 gathered(None)
                 if main:
                     for path in (self.folder / "metrics.jsonl", part):
@@ -187,22 +195,25 @@ def unpack(packed, tensors):
     return content
 
 
-def save_state(path: Path, parts: dict, extra: dict) -> None:
+def save_state(path: Path, parts: dict, extra: dict, values: dict | None = None) -> None:
     tensors = {}
     packed = {name: pack(part.state_dict(), name, tensors) for name, part in parts.items()}
+    packed["values"] = pack(values or {}, "values", tensors)  # as JSON they would outgrow the header
     metadata = {"state": json.dumps(packed), "extra": json.dumps(extra)}
     replace(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def read_state(path: Path, parts: dict) -> tuple[dict, dict]:
-    """The state of every part in a file of `save_state`, by name, and what was saved as `extra`.
+    """The state of every part in a file of `save_state`, by name, and what was saved as `extra` and `values`.
 
     safetensors refuses a file that is shorter than its header says, so a file cut at any byte is recognised.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         packed = json.loads(metadata["state"])
-        return {name: unpack(packed[name], file.get_tensor) for name in parts}, json.loads(metadata["extra"])
+        states = {name: unpack(packed[name], file.get_tensor) for name in parts}
+        values = unpack(packed.get("values", {"dict": []}), file.get_tensor)  # a part of its own since version 0.1
+        return states, {"values": values} | json.loads(metadata["extra"])
 
 
 def size_of(part) -> int:

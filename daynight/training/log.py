@@ -1,8 +1,10 @@
 """What a training tells: metrics.jsonl, previews/ and index.html in its folder, and Accelerate's trackers (`--log`)."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from PIL import Image
 
+from daynight.reports.record import newest_first
 from daynight.system.console import say, warn
 from daynight.system.errors import InputError, RunError
 from daynight.system.files import replace
@@ -26,24 +29,26 @@ class Log:
 
     def __init__(self, folder: Path, accelerator: Accelerator, total: int, every: int):
         self.folder, self.accelerator, self.total, self.every = folder, accelerator, total, every
-        self.values: dict[str, list] = {}
+        self.file = folder / "metrics.jsonl"
+        # since the last line, of each name: those of this process, and those averaged over the processes before
+        self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.averaged: dict[str, torch.Tensor] = {}
         self.trackers, self.page = Trackers(accelerator), Report(folder)
 
-    def resume(self, step: int, values: dict[str, list]) -> None:
-        """Go on after `step` steps: later lines are cut off, `values` are those logged since the last line."""
-        self.values = values
-        path = self.folder / "metrics.jsonl"
-        if self.accelerator.is_main_process and path.is_file():
-            lines = path.read_text(errors="replace").splitlines(keepends=True)
-            kept = [line for line in lines if is_up_to(step, line)]
-            replace(path, lambda temporary: temporary.write_text("".join(kept)))
+    def resume(self, step: int, values: dict[str, torch.Tensor], page: dict) -> None:
+        """Go on after `step` steps: later lines are cut off, `values` and `page` are what `state` gave."""
+        self.averaged = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
+        if self.accelerator.is_main_process and self.file.is_file():
+            ends = (end for _, end in newest_first(self.file, step)) if step else iter(())
+            os.truncate(self.file, next(ends, 0))
+            self.page = Report(**page | {"folder": self.folder})
 
-    def lines(self, step: int) -> Iterator[dict]:
-        """The lines of metrics.jsonl up to `step`."""
-        path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            with open(path, encoding="utf-8", errors="replace") as file:
-                yield from (json.loads(line) for line in file if is_up_to(step, line))
+    def lines(self, step: int, steps: int) -> list[dict]:
+        """The lines of metrics.jsonl of the last `steps` steps up to `step`."""
+        if not self.file.is_file():
+            return []
+        found = (line for line, _ in newest_first(self.file, step))
+        return list(takewhile(lambda line: line["step"] > step - steps, found))[::-1]
 
     def due(self, step: int) -> bool:
         """Whether a line is due when so many steps are done."""
@@ -57,41 +62,42 @@ class Log:
         counted, if anything was. Raises `RunError` when a value is no longer a number.
         """
         for name, value in values.items():
-            self.values.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
+            self.values[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
         if not self.due(step + 1):
             return None
-        means, _ = self.means(step + 1)
-        self.values = {}
+        means = self.means(step + 1)
+        self.averaged = {}
         if self.accelerator.is_main_process:
-            with writing(self.folder, step + 1), open(self.folder / "metrics.jsonl", "a") as file:
+            with writing(self.folder, step + 1), open(self.file, "a") as file:
                 file.write(json.dumps({"step": step + 1} | means) + "\n")
             self.trackers.each(lambda tracker: tracker.log(means, step=step + 1))
         return {"step": step + 1} | means
 
-    def means(self, step: int) -> tuple[dict[str, float], dict[str, list]]:
-        """The means of the values since the last line, and the values, each averaged over the processes.
+    def means(self, step: int) -> dict[str, float]:
+        """The means of the values since the last line, each averaged over the processes first.
 
         Raises `RunError` naming the first that is no number, and its step, when `step` steps are done.
         """
-        if not self.values:
-            return {}, {}
-        as_tensor = partial(torch.as_tensor, dtype=torch.float32, device=self.accelerator.device)
-        rows = [torch.stack(list(map(as_tensor, values))) for values in self.values.values()]
+        rows = [torch.stack(values).to(self.accelerator.device) for values in self.values.values()]
         # in one call: each would wait for the device and for the other processes
-        joined = self.accelerator.reduce(torch.cat([x.flatten() for x in rows]), "mean").cpu()
-        means, bad = {}, []
-        for name, part, row in zip(self.values, joined.split([x.numel() for x in rows]), rows, strict=True):
-            part = part.view(row.shape)
+        joined = self.accelerator.reduce(torch.cat([x.flatten() for x in rows]), "mean").cpu() if rows else None
+        bad, start = [], 0
+        for name, row in zip(self.values, rows, strict=True):
+            part, start = joined[start : start + row.numel()].view(row.shape), start + row.numel()
             first = step + 1 - len(part)
             bad += [(first + i, name, v) for i, v in enumerate(part.tolist()) if not np.isfinite(v).all()]
-            self.values[name] = part.tolist()
-            total, count = (part.double().sum(), len(part)) if part.ndim == 1 else part.double().sum(0)
-            if count > 0:
-                means[name] = float(total / count)
+            self.averaged[name] = torch.cat([self.averaged[name], part]) if name in self.averaged else part
         if bad:
             step, name, value = min(bad, key=lambda found: found[0])
             raise RunError(f"{name} is {value} at step {step:,}{left_in(self.folder)}; a lower --lr may help")
-        return means, self.values
+        self.values.clear()
+        sums = {n: (x.double().sum(), len(x)) if x.ndim == 1 else x.double().sum(0) for n, x in self.averaged.items()}
+        return {name: float(total / count) for name, (total, count) in sums.items() if count > 0}
+
+    def state(self, step: int) -> tuple[dict[str, torch.Tensor], dict]:
+        """For a checkpoint after `step` steps: the values since the last line, and what the page has read."""
+        self.means(step)
+        return self.averaged, self.page.state()
 
     def preview(self, step: int, image: Image.Image) -> None:
         """Write an image grid to previews/ when `step` steps are done."""
@@ -107,14 +113,6 @@ class Log:
         if self.accelerator.is_main_process:
             with writing(self.folder, step):
                 self.page.write(step, self.total, status)
-
-
-def is_up_to(step: int, line: str) -> bool:
-    """Whether a line of metrics.jsonl is whole and of a step no later than this one."""
-    try:
-        return line.endswith("\n") and json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 def check_trackers(names: Sequence[str]) -> None:

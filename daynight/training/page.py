@@ -1,12 +1,13 @@
 """A training's page, `index.html` in its folder: previews over time beside the curves of metrics.jsonl."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from daynight.data.formats import open_image
 from daynight.reports import html as page
+from daynight.reports.record import parsed, previews_in
 from daynight.system.files import replace
 
 PREVIEWS = 24  # on the page, of however many there are
@@ -21,8 +22,8 @@ HEALTH = {"accepted", *MIXES}
 class Curve:
     """Steps and values; of a long curve, the means of as many neighbours each, at most 2 × `POINTS` in all."""
 
-    def __init__(self):
-        self.points, self.block, self.joined, self.last = [], [], 1, (0, 0.0)
+    def __init__(self, points=(), block=(), joined: int = 1, last=(0, 0.0)):
+        self.points, self.block, self.joined, self.last = [*points], [*block], joined, last
 
     def add(self, step: int, value: float) -> None:
         self.last = step, value
@@ -45,10 +46,15 @@ def mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 class Report:
     """Writes the page, from what is new in metrics.jsonl each time; its size is bounded however long the run."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.read, self.step = folder, 0, 0
-        self.curves: dict[str, Curve] = defaultdict(Curve)
-        self.seen: dict[str, int] = {}  # the last step at which a value was above 0
+    def __init__(self, folder: Path, read: int = 0, step: int = 0, curves=(), seen=()):
+        self.folder, self.read, self.step = folder, read, step
+        self.curves = defaultdict(Curve, {name: Curve(**curve) for name, curve in dict(curves).items()})
+        self.seen = dict(seen)  # the last step at which a value was above 0
+
+    def state(self) -> dict:
+        """What it was made of and has read since, for JSON: to parse the lines of a long run again takes a minute."""
+        curves = {name: vars(curve) for name, curve in self.curves.items()}
+        return vars(self) | {"folder": None, "curves": curves}
 
     def write(self, step: int, total: int, now: str | None) -> None:
         """The page after `step` of `total` steps. Of a run that goes on it says `now`, and loads itself again; None: it
@@ -78,7 +84,9 @@ class Report:
                 if not line.endswith(b"\n"):
                     break  # is being written
                 self.read += len(line)
-                values = json.loads(line)
+                values = parsed(line)
+                if values is None:
+                    continue
                 self.step = values.pop("step")
                 for name, value in values.items():
                     if type(value) in (int, float):
@@ -88,13 +96,14 @@ class Report:
 
     def _previews(self, step: int) -> list[page.Html]:
         """The newest first; of more than `PREVIEWS`, so many evenly spaced ones."""
-        paths = sorted(path for path in self.folder.glob("previews/[0-9]*.png") if int(path.stem) <= step)
-        if len(paths) > PREVIEWS:
-            paths = [paths[round(i * (len(paths) - 1) / (PREVIEWS - 1))] for i in range(PREVIEWS)]
+        found = list(previews_in(self.folder, step).items())
+        if len(found) > PREVIEWS:
+            found = [found[round(i * (len(found) - 1) / (PREVIEWS - 1))] for i in range(PREVIEWS)]
         figures = []
-        for path in reversed(paths):
-            with open_image(path) as image:
-                figures.append(page.linked(f"previews/{path.name}", image.size, f"step {int(path.stem):,}"))
+        for n, path in reversed(found):
+            # Pillow answers damaged files with exceptions of any kind
+            with suppress(Exception), open_image(path) as image:
+                figures.append(page.linked(f"previews/{path.name}", image.size, f"step {n:,}"))
         return figures
 
     def _health(self) -> page.Html:

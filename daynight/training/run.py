@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -26,10 +27,10 @@ from daynight.system.console import Meter, say, warn
 from daynight.system.errors import InputError
 from daynight.system.files import Lock, is_free, write_json
 from daynight.system.processes import gathered, make_accelerator, together
+from daynight.system.watchdog import Watchdog, heeded
 from daynight.training.checkpoint import Checkpoint, checkpoints_in, left_in
 from daynight.training.dry_run import check_writable, rehearse
 from daynight.training.log import Log, check_trackers
-from daynight.training.watchdog import Watchdog
 
 
 def ramp(step: int, steps: int, start: float, end: float, since: float = 0.0) -> float:
@@ -51,7 +52,8 @@ class Run:
         self.options, self.folder, self.total = options, Path(options.out), options.steps
         check_trackers(options.log)
         settings = {"log_with": options.log, "project_dir": options.out} if options.log else {}
-        self.accelerator = make_accelerator(options.precision, **settings)
+        minutes, folder = options.stall_minutes, self.folder
+        self.accelerator = make_accelerator(options.precision, 60 * minutes, **settings)
         self.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         if options.batch_size % world:
@@ -61,7 +63,10 @@ class Run:
         self.readers = options.num_workers if options.num_workers is not None else 4 * (self.device.type != "cpu")
         self.workers = 0 if options.dry_run else self.readers  # a dry run measures how long one process reads
         self.first, self.resumed, self.signal = 0, False, 0
-        self.lock, self.watchdog = nullcontext(), None
+        self.lock = nullcontext()
+        stalled = f"no step ended for {minutes:g} minutes (--stall-minutes)"
+        self.watchdog = Watchdog(60 * minutes, lambda: stalled + left_in(folder)).start()
+        weakref.finalize(self, self.watchdog.stop)  # in a process that outlives the training
         set_seed(options.seed)
 
     def open(self, data: dict[str, str], sets: dict[str, list] | None = None) -> None:
@@ -90,11 +95,11 @@ class Run:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from the newest whole checkpoint, if there is one: sets `first`, the steps done, and `resumed`."""
-        step, values = checkpoint.restore()
+        step, values, page = checkpoint.restore(self.total)
         if step:
             self.first, self.resumed = step, True
             say(f"going on with {self.folder} at step {step:,} of {self.total:,}")
-        self.logger.resume(self.first, values)
+        self.logger.resume(self.first, values, page)
 
     def steps(
         self, loader: Iterator[dict], checkpoint: Checkpoint, validation=None, cache=None, cost=lambda step: 1.0
@@ -103,22 +108,20 @@ class Run:
 
         `cost(step)` is the work of one step, in any unit. `validation` and `cache` tell a dry run what they will take.
 
-        SIGTERM and SIGINT, to any process, end the loop of all after the step, with a checkpoint and exit status 128 +
-        signal; a second SIGINT ends it at once. When no step ends for `--stall-minutes` it ends as `Watchdog` says.
+        SIGTERM, SIGHUP and SIGINT, to any process, end the loop of all after the step, with a checkpoint and status
+        128 + signal; a second SIGINT ends it at once. If no step ends for `--stall-minutes` it ends as `Watchdog` says.
         """
         if self.options.dry_run:
             self.meter = Meter(self.total, self.first, "steps", lambda done: False, cost)
+            self.watchdog.stop()
             with self.temporary:
                 yield from rehearse(self, loader, checkpoint, validation, cache, cost)
             return
-        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        minutes = self.options.stall_minutes
-        self.watchdog = Watchdog(
-            60 * minutes, lambda: f"no step ended for {minutes:g} minutes (--stall-minutes){left_in(self.folder)}"
-        )
+        handlers = {s: signal.signal(s, self._stop) for s in {signal.SIGTERM, signal.SIGINT, *heeded()}}
+        self.alive()
         self.meter = Meter(self.total, self.first, "steps", self.logger.due, cost, self.memory)
         try:
-            with self.lock, self.meter, self.watchdog:
+            with self.lock, self.meter:
                 if self.first == self.total and self.accelerator.is_main_process:
                     checkpoint.tidy(self.total)  # a run that was killed right after its last checkpoint
                 self.logger.write_page(self.first, self.meter.status())
@@ -131,7 +134,7 @@ class Run:
                     # one process may get a signal alone, or later than another
                     stop = max(gathered(self.signal))
                     if stop or self.due(step):
-                        checkpoint.save(step + 1, self.logger.means(step + 1)[1])
+                        checkpoint.save(step + 1, *self.logger.state(step + 1))
                     if stop:
                         self.logger.write_page(step + 1, None)
                         gathered(None)  # the first to end has a launcher stop the others: none before all is saved
@@ -141,6 +144,7 @@ class Run:
                     self.alive()
                 self.logger.write_page(self.total, None)
         finally:
+            self.watchdog.stop()
             self.logger.trackers.finish()
             for s, handler in handlers.items():
                 signal.signal(s, handler)
@@ -149,8 +153,7 @@ class Run:
 
     def alive(self) -> None:
         """Tell the watchdog that a long step goes on."""
-        if self.watchdog:
-            self.watchdog.alive()
+        self.watchdog.alive()
 
     def memory(self) -> str:
         """The most memory taken so far, of the GPU or by this process, in words."""

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import sys
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,7 @@ import trees
 from PIL import Image
 
 from daynight.data import cache
-from daynight.data.cache import Cache, Jpegs, Mapped
+from daynight.data.cache import Cache, Jpegs, OneFile
 
 SIZES = ((12, 20), (9, 31), (40, 8))
 
@@ -59,7 +60,7 @@ def test_each_array_is_made_once_and_comes_back_as_it_was(channels, tmp_path, pa
     made = Made(expected)
     for _ in range(3):
         kept = mapped(tmp_path / "cache", paths, channels)
-        assert isinstance(kept, Mapped) and same(read(kept, made), expected) and same(read(kept, made), expected)
+        assert isinstance(kept, OneFile) and same(read(kept, made), expected) and same(read(kept, made), expected)
     assert set(made.values()) == {1}
 
 
@@ -115,6 +116,31 @@ def test_several_processes_fill_it_at_once(tmp_path, paths):
     assert same(read(mapped(tmp_path / "cache", paths), made := Made(arrays())), arrays()) and not made
 
 
+def cut_and_read(folder, paths, errors):
+    expected = arrays()
+    kept = mapped(folder, paths)
+    assert same(read(kept, Made(expected)), expected)
+    (file,) = folder.iterdir()
+    os.truncate(file, file.stat().st_size // 2)
+    os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = open(2, "w", closefd=False)
+    made = Made(expected)
+    assert same(read(kept, made), expected) and same(read(kept, made), expected)
+    sys.exit(17)
+
+
+def test_a_file_that_is_cut_short_while_it_is_used_ends_nothing(tmp_path, paths):
+    """Another command's `truncate`, a file system that lost its end: where a file is mapped, SIGBUS kills."""
+    process = multiprocessing.get_context("fork").Process(
+        target=cut_and_read, args=(tmp_path / "cache", paths, tmp_path / "errors")
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 17
+    (line,) = (tmp_path / "errors").read_text().splitlines()
+    assert re.fullmatch(r"warning: .*\.u8: it was cut short; what it does not hold is read every time", line)
+
+
 def test_what_does_not_fit_goes_into_jpegs_or_is_read_anew(tmp_path, paths, capsys):
     whole = sum(h * w * 3 + cache.HEAD for h, w in SIZES)
     images = [np.array(Image.open(path)) for path in paths]
@@ -134,7 +160,7 @@ def test_what_does_not_fit_goes_into_jpegs_or_is_read_anew(tmp_path, paths, caps
 def test_two_sets_share_the_limit(tmp_path, paths):
     whole = sum(h * w * 3 + cache.HEAD for h, w in SIZES)
     both = Cache(tmp_path / "cache", 1.5 * whole)
-    assert isinstance(both.add("day", paths, "native", 3), Mapped)
+    assert isinstance(both.add("day", paths, "native", 3), OneFile)
     assert isinstance(both.add("night", paths[::-1], "native", 3), Jpegs)
 
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from daynight.data.images import Images, Photographs
-from daynight.data.sampling import batches, choose, generator
-from daynight.system.errors import InputError
+from daynight.data.sampling import Skipped, batches, choose, generator
+from daynight.system.errors import InputError, RunError
 
 
 def stream(*key):
@@ -125,3 +125,9 @@ def test_a_broken_image_is_named(tmp_path, content):
     path.write_bytes(path.read_bytes()[:1500] if content == "cut" else content)
     with pytest.raises(InputError, match="broken.png"):
         Images([path])[0]
+
+
+def test_a_full_disk_is_named_with_the_list_of_what_was_skipped(tmp_path):
+    (tmp_path / "skipped.txt").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="skipped.txt: cannot be written .No space left on device.$"):
+        Skipped(tmp_path / "skipped.txt", resumed=True).add("a.png: broken")

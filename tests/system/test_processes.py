@@ -5,6 +5,7 @@ forked from a server that has imported torch once.
 """
 
 import fcntl
+import importlib
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -81,8 +83,9 @@ class Result(NamedTuple):
     errs: list[str]
 
 
-def run(line, count, home, limit=60, environments=None, every=None, only=None) -> Result:
-    """`count` processes of a command line. `every` is called first in each of them, `only[rank]` in one.
+def run(line, count, home, limit=60, environments=None, every=None, only=None, awaited=None) -> Result:
+    """`count` processes of a command line. `every` is called first in each of them, `only[rank]` in one. The first
+    `awaited` are waited for, and the others are killed then.
 
     A process that still waits for another after `limit` seconds fails the test.
     """
@@ -97,11 +100,12 @@ def run(line, count, home, limit=60, environments=None, every=None, only=None) -
         processes.append(forks.Process(target=child, args=(line, home, environment, output, calls)))
         processes[-1].start()
     until = time.monotonic() + limit
-    for process in processes:
+    for process in processes[:awaited]:
         process.join(max(0, until - time.monotonic()))
-    left = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    left = [rank for rank, process in enumerate(processes[:awaited]) if process.is_alive()]
     for process in processes:
         process.kill()
+        process.join()
     outs, errs = ([Path(f"{output}.{kind}").read_text() for output in outputs] for kind in ("out", "err"))
     assert not left, (left, outs, errs)
     assert not any(outs[1:]), outs
@@ -279,6 +283,125 @@ def test_data_that_one_machine_lacks(rank, home):
     environments = {rank: {"DAYNIGHT_DATA": "nowhere"}}
     result = refused(f"{SEGMENTATION} {SIX} --out no", home, "nowhere", codes, environments, who=rank)
     assert "another process of this command has ended" in result.errs[1 - rank]
+
+
+@pytest.mark.parametrize(
+    ("line", "variable", "words"),
+    [
+        ("seg-train", "ACCELERATE_MIXED_PRECISION=fp16", "wanted: no or bf16, or --precision"),
+        ("translate-train", "ACCELERATE_MIXED_PRECISION=FP8", "wanted: no or bf16, or --precision"),
+        ("predict --in nd --out no", "ACCELERATE_MIXED_PRECISION=fp16", "wanted: no or bf16, or --precision"),
+        ("translate-train", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4", "wanted: 1"),
+        ("seg-train", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=auto", "wanted: 1"),
+        ("eval --dataset nd", "ACCELERATE_USE_FSDP=True", "wanted: false"),
+        ("translate --in nd --out no", "ACCELERATE_USE_DEEPSPEED=true", "wanted: false"),
+        ("demo", "ACCELERATE_USE_MEGATRON_LM=1", "wanted: false"),
+        ("seg-train", "ACCELERATE_USE_PARALLELISM_CONFIG=true", "wanted: false"),
+        ("seg-train", "ACCELERATE_DYNAMO_BACKEND=INDUCTOR", "wanted: no, or --compile"),
+        ("seg-train", "ACCELERATE_USE_CPU=maybe", "ACCELERATE_USE_CPU=maybe); without a launcher, unset these"),
+        ("seg-train", "LOCAL_RANK=0", "(LOCAL_RANK=0); without a launcher, unset these"),
+        ("predict --in nd --out no", "RANK=x LOCAL_RANK=y", "LOCAL_RANK=y, RANK=x"),
+    ],
+)
+def test_what_a_launcher_must_not_ask_is_refused_by_name(line, variable, words, home):
+    environment = dict(one.split("=") for one in variable.split())
+    result = run(line, 1, home, environments={0: environment})
+    assert result.codes == [2] and result.errs[0].count("\n") == 1, result
+    assert words in result.errs[0] and variable.split("=")[0] in result.errs[0]
+
+
+@pytest.mark.parametrize("asked", ["no", "NO", "bf16", "BF16", " bf16", ""])
+def test_the_precisions_of_a_launcher(asked, home, tmp_path):
+    """In any spelling; what it says of fp16 does not count beside --precision."""
+    line = f"{SEGMENTATION} --steps 1 --batch-size 1 --out {tmp_path}/run"
+    environment = {
+        "ACCELERATE_MIXED_PRECISION": asked,
+        "ACCELERATE_DYNAMO_BACKEND": "NO",
+        "ACCELERATE_USE_FSDP": "False",
+    }
+    assert run(line, 1, home, environments={0: environment}).codes == [0]
+    environment["ACCELERATE_MIXED_PRECISION"] = "fp16"
+    assert run(f"{line}-2 --precision no", 1, home, environments={0: environment}).codes == [0]
+
+
+# at the start
+
+
+LEFT_OVER = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+COMMANDS = {
+    "predict": "predict --in nd --out nobody --model model",
+    "eval": "eval --dataset nd --model model",
+    "translate": "translate --in nd --out nobody --model translator",
+    "seg-train": f"{SEGMENTATION} {SIX} --out nobody",
+    "translate-train": f"{TRANSLATION} {SIX} --out nobody",
+}
+
+
+def soon():
+    """The patience of half an hour, in a second."""
+    from daynight.system import processes, watchdog
+
+    processes.CONNECT = processes.PATIENCE = 1
+    watchdog.GRACE = 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_variables_of_a_launcher_that_is_gone_are_named(command, home):
+    left = LEFT_OVER | {"MASTER_PORT": free_port()}
+    result = run(COMMANDS[command], 1, home, limit=30, environments={0: left}, every=soon)
+    assert result.codes == [1] and result.errs[0].count("\n") == 1, result
+    assert "the other processes did not come within 1 s (" in result.errs[0]
+    assert all(f"{name}={value}" in result.errs[0] for name, value in left.items())
+
+
+def get_later(number):
+    from daynight.system import watchdog
+
+    watchdog.GRACE = 0.5
+    threading.Timer(2, os.kill, (os.getpid(), number)).start()
+
+
+def freeze():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def freeze_when_connected():
+    from daynight.system import processes
+
+    make = processes.make_accelerator
+
+    def make_and_freeze(*arguments, **settings):
+        accelerator = make(*arguments, **settings)
+        freeze()
+        return accelerator
+
+    for name in ("training.run", "inference.predict", "inference.translate", "evaluation.scoring"):
+        importlib.import_module(f"daynight.{name}").make_accelerator = make_and_freeze
+
+
+def die_at_first():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("act", [freeze, die_at_first, freeze_when_connected])
+@pytest.mark.parametrize("command", ["predict", "eval", "seg-train"])
+def test_a_process_that_is_stopped_or_killed_at_the_start_is_not_awaited_for_ever(act, command, home):
+    line = COMMANDS[command] + " --stall-minutes 0.05" * (command == "seg-train" and act is freeze_when_connected)
+    result = run(line, 2, home, limit=40, every=soon, only={1: act}, awaited=1)
+    assert result.codes[0] == 1, result
+    said = "did not come within 1 s" if act is not freeze_when_connected else "has not moved for 1 s"
+    assert said in result.errs[0].splitlines()[-1] or "no step ended for 0.05 minutes" in result.errs[0], result
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("awaited", ["connection", "start"])
+def test_a_signal_ends_what_waits_for_another_process(awaited, number, home):
+    """Though the main thread is in C, and no handler is called."""
+    act = freeze if awaited == "connection" else freeze_when_connected
+
+    result = run(COMMANDS["predict"], 2, home, limit=20, only={0: partial(get_later, number), 1: act}, awaited=1)
+    said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert result.codes[0] == 128 + number and result.errs[0] == f"daynight: {said}\n", result
 
 
 # sharing out

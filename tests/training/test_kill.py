@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -73,7 +74,7 @@ def end(command, place, words=""):
 def until(condition, child):
     """Wait until something is so, while `child` runs."""
     while not condition():
-        assert child.is_alive()
+        assert child.poll() is None if isinstance(child, subprocess.Popen) else child.is_alive()
         time.sleep(0.001)
 
 
@@ -150,7 +151,10 @@ def hang_in_c():
     ctypes.PyDLL(None).sleep(1000)
 
 
-@pytest.mark.parametrize(("command", "number"), zip(TRAININGS, (signal.SIGTERM, signal.SIGINT), strict=True))
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("translate-train", signal.SIGTERM), ("seg-train", signal.SIGINT), ("seg-train", signal.SIGHUP)],
+)
 def test_a_signal_to_all_processes_of_a_training_saves(command, number, undisturbed, place):
     """As Ctrl-C and launchers send it: to the workers that read images too, while the training waits for them."""
     child = start(command, place, "--num-workers 2")
@@ -189,7 +193,7 @@ def translate_slowly():
     images.save_image = save_slowly
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_translation_between_images(number, undisturbed, place):
     child = start("translate", place, first=translate_slowly)
     until(lambda: list(place.glob("out/images/train/0*.png")), child)
@@ -201,7 +205,64 @@ def test_a_signal_ends_a_translation_between_images(number, undisturbed, place):
     assert end("translate", place) == undisturbed("translate")
 
 
+def ignore_hangup():
+    """As nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("command", ["seg-train", "translate"])
+def test_what_nohup_has_ignored_is_ignored(command, undisturbed, place):
+    child = start(command, place, first=ignore_hangup)
+    until(lambda: "out/" in log(place) or (place / "out/.lock").exists(), child)
+    os.kill(child.pid, signal.SIGHUP)
+    child.join(60)
+    assert child.exitcode == 0, log(place)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs the signals that a process handles")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_imports_is_one_line(number, tmp_path):
+    """From 20 ms after the start on, in a process that imports everything itself."""
+    said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    for after in (0, 0.5, 1, 1.5):
+        words = [sys.executable, "-m", "daynight", "predict", "--in", "nothing", "--out", "out"]
+        command = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        caught = Path(f"/proc/{command.pid}/status")
+        until(lambda file=caught: int(file.read_text().split("SigCgt:")[1].split()[0], 16) >> 14 & 1, command)
+        time.sleep(after)
+        command.send_signal(number)
+        _, err = command.communicate(timeout=60)
+        assert (command.returncode, err) == (128 + number, f"daynight: {said}\n"), after
+
+
 # hanging
+
+
+def test_a_pause_is_not_a_hang(undisturbed, place):
+    """However much longer than --stall-minutes: `docker pause`, SIGSTOP."""
+    child = start("seg-train", place, "--stall-minutes 0.05")
+    until((place / "out/checkpoint-0000002").is_dir, child)
+    os.kill(child.pid, signal.SIGSTOP)
+    time.sleep(8)
+    os.kill(child.pid, signal.SIGCONT)
+    child.join(60)
+    assert child.exitcode == 0, log(place)
+    contents = kill.contents(place / "out")
+    assert {name: content for name, content in contents.items() if name != "options.json"} == undisturbed("seg-train")
+
+
+def hang_at_first():
+    from daynight import segmentation
+
+    segmentation.read_sets = lambda *_: hang()
+
+
+def test_a_training_that_hangs_before_its_first_step_ends(place):
+    child = start("seg-train", place, "--stall-minutes 0.05", hang_at_first)
+    child.join(30)
+    assert child.exitcode == 1
+    line = "no step ended for 0.05 minutes (--stall-minutes); there is no checkpoint yet"
+    assert log(place).splitlines()[-1] == f"daynight: {line}" and "in hang\n" in log(place)
 
 
 @pytest.mark.parametrize(("act", "said"), [(hang, "daynight: no step ended"), (hang_in_c, "Timeout")])
@@ -288,3 +349,21 @@ def test_a_lost_folder_ends_what_writes_images(undisturbed, place):
 @pytest.mark.parametrize("command", TRAININGS)
 def test_the_number_of_loader_workers_changes_nothing(command, workers, undisturbed, place):
     assert end(command, place, f"--num-workers {workers}") == undisturbed(command)
+
+
+def small_shared_memory():
+    """As in a container that was given little of it."""
+    NEWNS = 0x20000
+    ctypes.CDLL(None).unshare(NEWNS)
+    os.system("mount --make-rprivate / && mount -t tmpfs -o size=64k none /dev/shm")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or os.system("unshare -m mount -t tmpfs none /mnt 2>/dev/null") != 0, reason="needs mount"
+)
+def test_a_small_dev_shm_is_named_with_the_options_that_help(place):
+    child = start("translate-train", place, "--crop 128 --num-workers 2", small_shared_memory)
+    child.join(60)
+    assert child.exitcode == 1
+    line = "/dev/shm is too small for image readers; give --num-workers 0, or docker run --shm-size 8g"
+    assert log(place).splitlines()[-1] == f"daynight: {line}" and "Traceback" not in log(place)

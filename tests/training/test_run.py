@@ -24,9 +24,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from daynight import segmentation, translation
 from daynight.config import SegTrainOptions, TranslateTrainOptions
 from daynight.demo import streets
+from daynight.reports.card import last_metrics
 from daynight.system.errors import InputError, RunError
 from daynight.system.files import is_marked
 from daynight.training.checkpoint import Checkpoint
+from daynight.training.log import Log
+from daynight.training.page import Report
 from daynight.training.run import Run, ramp
 
 STEPS = 7
@@ -231,6 +234,43 @@ def two_checkpoints(data, tmp_path):
     return checkpoint, holds
 
 
+def test_values_since_the_last_line_are_as_many_as_there_are_steps(data, tmp_path):
+    """In a checkpoint they once were text in its header, which safetensors limits to 100 MB."""
+    run, steps = Run(seg_options(data, tmp_path / "run", log_every=10_000_000, steps=10_000_000)), 60_000
+    run.open({})
+    one = torch.rand(40, 2, generator=torch.manual_seed(0))
+    run.logger.values.update({f"accepted/{i}": [pair] * steps for i, pair in enumerate(one)})
+    checkpoint = Checkpoint(run.folder, run.accelerator, {}, None, model=torch.nn.Linear(1, 1))
+    checkpoint.save(steps, *run.logger.state(steps))
+    step, values, page = checkpoint.restore()
+    later = Log(run.folder, run.accelerator, 10_000_000, 10_000_000)
+    later.resume(step, values, page)
+    for log in (run.logger, later):
+        log.add(steps, {f"accepted/{i}": pair / 3 for i, pair in enumerate(one)})
+    assert step == steps and later.means(steps + 1) == run.logger.means(steps + 1) and len(values) == 40
+
+
+def test_a_long_file_of_metrics_is_read_from_its_end(data, tmp_path, monkeypatch):
+    """Card, resume and page: parsing all of 700,000 lines takes a minute each."""
+    folder, parse, parsed = tmp_path / "run", json.loads, []
+    folder.mkdir()
+    lines = [json.dumps({"step": step, "ce_day": 1 / step}) + "\n" for step in range(1, 100_001)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    run = Run(seg_options(data, folder, steps=100_000, log_every=1))
+    page = Report(folder)
+    page.write(99_000, 100_000, None)
+    state, whole = json.dumps(page.state()), (folder / "index.html").read_text()
+    monkeypatch.setattr(json, "loads", lambda text, **settings: parsed.append(0) or parse(text, **settings))
+    assert f"| ce_day | {1 / 99_000:.4g} |" in last_metrics(folder / "metrics.jsonl", 99_000)
+    log = Log(folder, run.accelerator, 100_000, 1)
+    log.resume(99_000, {}, json.loads(state))
+    assert [line["step"] for line in log.lines(99_000, 500)] == list(range(98_501, 99_001))
+    log.write_page(99_000, None)
+    assert len(parsed) < 5_000
+    assert (folder / "metrics.jsonl").read_text() == "".join(lines[:99_000])
+    assert (folder / "index.html").read_text().split("<footer>")[0] == whole.split("<footer>")[0]
+
+
 @pytest.mark.parametrize("file", ["state", "process-0"])
 def test_a_checkpoint_cut_at_any_byte_falls_back_to_the_one_before(file, two_checkpoints, capsys):
     checkpoint, holds = two_checkpoints
@@ -360,6 +400,59 @@ def test_a_checkpoint_that_was_not_finished_is_none(runs, tmp_path, monkeypatch)
     train(options)
     assert_same_end(root / "supervised", folder)
     assert checkpoints(folder) == ["checkpoint-0000006", "checkpoint-0000007"]
+
+
+ODD = ["0000004 copy.png", "０００.png", "preview.png", "4.png", "0000003.png"]
+FOREIGN = ["a remark", "[1]", "7", '{"ce_day": 1.0}', '{"step": "4"}', '{"step": null}', "[" * 10_000, "\0"]
+
+
+def test_what_is_not_of_a_run_does_not_stop_it_and_stays(runs, tmp_path, monkeypatch):
+    """As a person, a file manager or a full disk leaves it in the folder of a run."""
+    root, made = runs
+    folder, options = tmp_path / "run", replace(made["supervised"], out=str(tmp_path / "run"))
+    stop_after(monkeypatch, 4, kill, options)
+    for name in ODD:
+        (folder / "previews" / name).write_text("")
+    (folder / "previews/0000002.png").write_bytes((folder / "previews/0000004.png").read_bytes()[:20])
+    for name in ("checkpoint-²", "checkpoint-0000012 (copy)", "checkpoint-00000000007", "checkpoint-"):
+        (folder / name).mkdir()
+        (folder / name / "thesis.tex").write_text("years of work")
+    (folder / "checkpoint-0000012").write_text("a file")  # which steps 5 to 7 do not need
+    (folder / "checkpoint-0000001").symlink_to("nowhere")
+    (folder / "checkpoint-0000003").symlink_to("previews")
+    ours = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text("\n".join(FOREIGN) + "\n" + ours + "a last remark\n")
+    before = {path: os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
+              for path in [*folder.glob("previews/*"), *folder.glob("checkpoint-*")]}  # fmt: skip
+    train(options)
+    assert_same_weights(root / "supervised", folder)
+    left = (folder / "metrics.jsonl").read_text().splitlines()
+    assert left == FOREIGN + (root / "supervised/metrics.jsonl").read_text().splitlines()
+    assert {name for name in checkpoints(folder) if (folder / name / "state.safetensors").is_file()} == {
+        "checkpoint-0000006", "checkpoint-0000007"
+    }  # fmt: skip
+    for path, content in before.items():
+        if path.name not in ("checkpoint-0000002", "checkpoint-0000004"):
+            now = os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
+            assert now == content, path
+    assert re.findall(r'src="(previews/[^"]+)"', (folder / "index.html").read_text()) == [
+        f"previews/{step:07d}.png" for step in (7, 6, 4)
+    ]
+    train(options)
+
+
+@pytest.mark.parametrize("odd", ["file", "link", "linked folder"])
+def test_a_taken_name_of_a_checkpoint_is_told_before_the_steps(odd, runs, tmp_path, monkeypatch):
+    _, made = runs
+    folder, options = tmp_path / "run", replace(made["supervised"], out=str(tmp_path / "run"))
+    stop_after(monkeypatch, 2, kill, options)
+    path = folder / "checkpoint-0000006"
+    path.write_text("a file") if odd == "file" else path.symlink_to("nowhere" if odd == "link" else "previews")
+    with pytest.raises(InputError, match="^--out .*: checkpoint-0000006 is no folder of this run; move it away$"):
+        train(options)
+    assert path.is_symlink() or path.read_text() == "a file"
+    path.unlink()
+    train(options)
 
 
 def test_a_finished_run_stays_as_it_is(runs, tmp_path):
