@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from daynight.config import default_of, free
 from daynight.models.hub import identity
-from daynight.reports.record import newest_first
+from daynight.reports.record import newest_first, previews_in
 from daynight.system.console import number
 from daynight.system.files import read_json, replace
 
