@@ -66,8 +66,7 @@ def train(options: SegTrainOptions) -> None:
     say(f"training on {train_on}" + (f", translations from {source.name}" if source else "") + ", SSL" * options.ssl)
     torch.manual_seed(options.seed)
     student = build_student(options, days["day"])
-    at_first = len(run.slots) * (1 + (train_on == "both"))  # Eq. 15 adds more from `ssl_start` on
-    check_norm(student, at_first + (options.ssl and not options.ssl_start), options)
+    check_norm(student, len(run.slots) * (1 + (train_on == "both")) + (options.ssl and not options.ssl_start), options)
     online = isinstance(source, Network)
     translator = load_model(source.name, "day2night", "--translator", Generator) if online else None
     draw = Draw(options, days, sets["--night"], source)
@@ -217,17 +216,15 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
         raise InputError(f"--backbone {options.backbone}: {error}") from error
 
 
+@torch.no_grad()
 def check_norm(student: DeepLabV2, images: int, options: SegTrainOptions) -> None:
     """Raises `InputError` where batch norm gets one value per channel: of one image whose maps are 1×1."""
     try:
         if images == 1:
-            with torch.no_grad():
-                deepcopy(student).train()(torch.zeros(1, 3, *pair(options.crop)))
+            deepcopy(student).train()(torch.zeros(1, 3, *pair(options.crop)))
     except ValueError as error:
-        raise InputError(
-            f"--batch-size {options.batch_size}, --crop {options.crop}: too little for --backbone {options.backbone} "
-            f"({error}); give more of either"
-        ) from error
+        given = f"--batch-size {options.batch_size}, --crop {options.crop}"
+        raise InputError(f"{given}: too small for --backbone {options.backbone} ({error})") from error
 
 
 @torch.no_grad()

@@ -1,11 +1,12 @@
-"""Kill commands with `kill -9` at random moments and start them again after each kill. At the end compare their files,
-byte for byte, with those of a command that nobody disturbed.
+"""Kill commands at random moments and start them again after each kill. At the end compare their files, byte for byte,
+with those of a command that nobody disturbed.
 
     python examples/kill.py [--kills 200] [--seed 0] [--folder DIR] [COMMAND …]
 
 The networks are small, the streets are drawn, and everything runs on the CPU. The imports alone take seconds, so one
-process imports everything and the commands run in its children. Of three kills one comes at any moment, one while a
-file is being written, one just after.
+process imports everything and the commands run in its children. Three of eight kills are `kill -9`: at any moment,
+while a file is being written, just after. SIGTERM and SIGHUP come at any moment, and these and SIGINT as the command
+starts.
 """
 
 import argparse
@@ -42,7 +43,17 @@ COMMANDS = {
     "predict": "predict --in ../night --model ../seg-train-model --out out",
     "eval": "eval --dataset ../day --split train --model ../seg-train-model --save out --json out/scores.json",
 }
-WHEN = ("at any moment", "while something is written", "just after")
+EARLY = 0.3  # seconds, in which a command starts
+KILLS = (
+    ("at any moment", signal.SIGKILL),
+    ("as it starts", signal.SIGTERM),
+    ("while something is written", signal.SIGKILL),
+    ("at any moment", signal.SIGHUP),
+    ("as it starts", signal.SIGINT),
+    ("just after", signal.SIGKILL),
+    ("as it starts", signal.SIGHUP),
+    ("at any moment", signal.SIGTERM),
+)
 
 
 # a server loads torch and all of daynight first; the commands are its children
@@ -56,6 +67,7 @@ def command_line(words: list[str], folder: Path, log: Path, first) -> None:
 
     from daynight.cli import main
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would raise an error before `main` has one
     os.setsid()
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
@@ -75,6 +87,9 @@ def start(line: str, folder: Path, log: str = "log", first=None) -> multiprocess
     log.touch()
     child = forks.Process(target=command_line, args=(shlex.split(line), folder, log, first))
     child.start()
+    with contextlib.suppress(ProcessLookupError):
+        while os.getpgid(child.pid) != child.pid:
+            time.sleep(0.001)
     return child
 
 
@@ -151,8 +166,8 @@ class Tally:
 
 def await_moment(when: str, child, out: Path, old: set[str], took: float, chance: random.Random) -> None:
     """Return at the moment to kill the child, or when it has ended. `old`: files left half-written before it began."""
-    if when == "at any moment":
-        child.join(chance.uniform(0, took))
+    if when in ("at any moment", "as it starts"):
+        child.join(chance.uniform(0, EARLY if when == "as it starts" else took))
         return
     child.join(chance.uniform(0, took / 2))
     while child.is_alive() and not written(out) - old:
@@ -160,6 +175,15 @@ def await_moment(when: str, child, out: Path, old: set[str], took: float, chance
     while child.is_alive() and when == "just after" and written(out):
         pass
     time.sleep(chance.uniform(0, 0.003))
+
+
+def differing(found: dict[str, object], wanted: dict[str, object]) -> list[str]:
+    """Return the names of the files that differ. The second newest checkpoint may be of another step, as a training
+    saves one upon a signal."""
+    wrong = {name for name in wanted | found if wanted.get(name) != found.get(name)}
+    kept = sorted({name.split("/")[0] for name in found if name.startswith("checkpoint-")})
+    both = {name for name in wrong if name in wanted and name in found}
+    return sorted(name for name in wrong if not name.startswith("checkpoint-") or name in both or name[:18] in kept[1:])
 
 
 def kill(command: str, kills: int, folder: Path, seed: int = 0) -> Tally:
@@ -173,28 +197,30 @@ def kill(command: str, kills: int, folder: Path, seed: int = 0) -> Tally:
     assert child.exitcode == 0, undisturbed.with_name(f"{undisturbed.name}.log").read_text()
     out, step = disturbed / "out", 0
     wanted = contents(undisturbed / "out")
-    for number, when in enumerate(itertools.cycle(WHEN)):
+    for number, (when, how) in enumerate(itertools.cycle(KILLS)):
         last, old = tally.kills == kills, written(out)
         child = start(line, disturbed, f"{number}.log")
         if not last:
             await_moment(when, child, out, old.copy(), took, chance)
-            child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, how)
         child.join()
         output = disturbed.with_name(f"{disturbed.name}.{number}.log").read_text()
         going_on = re.search(r"going on .* at step (\d+)| ([1-9]\d*) there", output)
         tally.resumed += bool(going_on)
         assert not going_on or int(going_on[1] or 0) == step, output
-        if child.exitcode == -signal.SIGKILL:
+        assert "Traceback" not in output, output
+        if child.exitcode in (-how, 128 + how):
             tally.kills += 1
+            assert child.exitcode == -how or not written(out) - old, written(out)
             tally.writing += bool(written(out) - old)
             before, step = step, newest(out)
             assert step >= before, f"{out}: its newest checkpoint was of step {before}"
         else:
             assert child.exitcode == 0, output
             tally.ends += 1
-            found = contents(out)
-            if found != wanted:
-                tally.wrong.append(sorted(name for name in wanted | found if wanted.get(name) != found.get(name)))
+            if wrong := differing(contents(out), wanted):
+                tally.wrong.append(wrong)
             if last:
                 return tally
             shutil.rmtree(disturbed)

@@ -111,33 +111,25 @@ class OneFile:
         self.known = np.zeros(len(lengths), bool)
 
     def __call__(self, i: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        start, length = int(self.starts[i]), self.lengths[i]
-        slot = np.empty(HEAD + length, np.uint8)
+        start, length, array = int(self.starts[i]), self.lengths[i], None
+        slot, kept = np.empty(HEAD + length, np.uint8), np.zeros_like(self.known)
         try:
             if length and os.preadv(self.descriptor, [slot], start) < len(slot):
                 raise OSError(errno.EIO, "it was cut short")
-        except OSError as error:
-            self._leave(error, self.known & False)
-            length = 0
-        checksum, height, width = (int.from_bytes(slot[k : k + 4], "little") for k in (0, 4, 8))
-        if length and height * width * self.channels == length:
-            if self.known[i] or zlib.crc32(slot[4:]) == checksum:
-                self.known[i] = True
-                return slot[HEAD:].reshape((height, width, self.channels)[: 3 if self.channels > 1 else 2])
-        array = make()
-        if length and array.size == length:
-            content = b"".join(n.to_bytes(4, "little") for n in array.shape[:2]) + array.tobytes()
-            try:
+            checksum, height, width = (int.from_bytes(slot[k : k + 4], "little") for k in (0, 4, 8))
+            if length and height * width * self.channels == length:
+                if self.known[i] or zlib.crc32(slot[4:]) == checksum:
+                    self.known[i] = True
+                    return slot[HEAD:].reshape((height, width, self.channels)[: 3 if self.channels > 1 else 2])
+            array, kept = make(), self.known
+            if length and array.size == length:
+                content = b"".join(n.to_bytes(4, "little") for n in array.shape[:2]) + array.tobytes()
                 os.pwrite(self.descriptor, content, start + 4)
                 os.pwrite(self.descriptor, zlib.crc32(content).to_bytes(4, "little"), start)
-            except OSError as error:
-                self._leave(error, self.known)
-        return array
-
-    def _leave(self, error: OSError, kept: np.ndarray) -> None:
-        """From now on use the file only for the arrays that are `kept`."""
-        warn(f"{self.file}: {error.strerror}; what it does not hold is read every time")
-        self.lengths = [n if there else 0 for n, there in zip(self.lengths, kept, strict=True)]
+        except OSError as error:
+            warn(f"{self.file}: {error.strerror}; what it does not hold is read every time")
+            self.lengths = [n if there else 0 for n, there in zip(self.lengths, kept, strict=True)]
+        return make() if array is None else array
 
 
 class Jpegs:

@@ -196,14 +196,14 @@ def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module
 
     Raises `InputError` naming `option` if they are not available or do not fit, `ValueError` if `build` does.
     """
-    if not timm.is_model(network):
-        raise ValueError(f"timm has no network {network!r}")
     try:
         timm.models.get_pretrained_cfg(network)
     except RuntimeError as error:  # it knows the network, and not the tag after the dot
         raise ValueError(str(error)) from None
     if source == "random":
         return build()
+    if not timm.is_model(network):
+        raise InputError(f"timm has no network {network!r} (wanted for {option})")
     if source == "pretrained":
         with reach_hub(
             f"{option} pretrained: the weights of {network} are", f"give {option} FILE.safetensors or random"

@@ -31,20 +31,17 @@ def parsed(line: bytes) -> dict | None:
 
 
 def newest_first(file: Path, step: int) -> Iterator[tuple[dict, int]]:
-    """The lines of metrics.jsonl up to `step`, the last first, each with the place in the file at which it ends.
-
-    It reads from the file's end: the file of a long run takes a minute to parse.
-    """
+    """The lines of metrics.jsonl up to `step`, the last first, each with where it ends in the file. It reads from the
+    end: to parse all of a long run's takes a minute."""
     with open(file, "rb") as content:
-        place = end = content.seek(0, os.SEEK_END)
-        rest = b""
+        place, rest = content.seek(0, os.SEEK_END), b""
+        end = place
         while place:
             size = min(BLOCK, place)
             place = content.seek(place - size)
             lines = (content.read(size) + rest).splitlines(keepends=True)
             rest = lines.pop(0) if place else b""
             for line in reversed(lines):
-                values = parsed(line)
-                if values and values["step"] <= step:
+                if (values := parsed(line)) and values["step"] <= step:
                     yield values, end
                 end -= len(line)

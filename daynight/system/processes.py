@@ -12,13 +12,14 @@ from accelerate import Accelerator
 
 from daynight.system.console import console, duration, say
 from daynight.system.errors import InputError, RunError
-from daynight.system.watchdog import Watchdog, at_once
+from daynight.system.watchdog import Watchdog, at_once, insist
 
-CONNECT, PATIENCE = 5 * 60, 30 * 60  # seconds that a process waits for the others, to connect and at the start
-# ACCELERATE_…, as launchers set it, and what of it does not change results unseen; --precision goes before the first
+CONNECT, PATIENCE = 50, 30 * 60  # seconds that a process waits for the others, to connect and at the start
+# ACCELERATE_…, as launchers set it, and what of it changes no result unseen; --precision goes before the first
 ASKED = {"MIXED_PRECISION": ("no", "bf16", ""), "GRADIENT_ACCUMULATION_STEPS": ("1",), "DYNAMO_BACKEND": ("no",)}
 ENGINES = "USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG"
 ASKED |= dict.fromkeys(ENGINES, ("false", "", "0", "n", "no", "f", "off"))
+INSTEAD = {"MIXED_PRECISION": " or bf16, or --precision", "DYNAMO_BACKEND": ", or --compile"}
 warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # Accelerate says that it sets the number
 
 
@@ -30,6 +31,7 @@ def _hosts() -> torch.distributed.ProcessGroup:
 
 def gathered(value) -> list:
     """The `value` of every process, in order of rank. Raises `RunError` if one of them has ended."""
+    insist()
     if not torch.distributed.is_initialized():
         return [value]
     values = [None] * torch.distributed.get_world_size()
@@ -83,18 +85,15 @@ def make_accelerator(precision: str, stall: float = CONNECT, **settings) -> Acce
     asked = {name: os.environ.get(f"ACCELERATE_{name}", good[0]).strip().lower() for name, good in ASKED.items()}
     for name, value in asked.items():
         if value not in ASKED[name] and (precision == "auto" or name != "MIXED_PRECISION"):
-            instead = {"MIXED_PRECISION": ", or --precision", "DYNAMO_BACKEND": ", or --compile"}.get(name, "")
-            raise InputError(
-                f"ACCELERATE_{name}={value}: wanted: {' or '.join(filter(None, ASKED[name][:2]))}{instead}"
-            )
+            wanted = ASKED[name][0] + INSTEAD.get(name, "")
+            raise InputError(f"ACCELERATE_{name}={value}, of a launcher or the shell: wanted: {wanted}")
     gpu = torch.accelerator.is_available()
     if precision == "auto":
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         given = "ACCELERATE_MIXED_PRECISION" in os.environ and asked["MIXED_PRECISION"]
         precision = given or ("bf16" if bf16 else "no")
-    words = "ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"
+    words, limit = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"), min(CONNECT, stall or CONNECT)
     launched = ", ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(words))
-    limit = min(CONNECT, stall or CONNECT)
     alone = f"({launched}); without a launcher, unset these"
     unmet = f"the other processes did not come within {duration(limit)} {alone}"
     with at_once(), Watchdog(limit, lambda: unmet, stacks=False):

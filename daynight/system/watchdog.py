@@ -10,20 +10,15 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 GRACE, AT_ONCE = 5.0, 0.3  # seconds that the main thread has to come back from C
 COMPUTING = 0.02  # share of the time that a process computes; below it waits
-_ending = threading.Event()
-
-
-def heeded() -> list[int]:
-    """SIGNALS, but for those that this process was started to ignore, as by nohup; none outside of the main thread."""
-    here = threading.current_thread() is threading.main_thread()
-    return [number for number in SIGNALS if here and signal.getsignal(number) is not signal.SIG_IGN]
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+_asked, _numbers = threading.Event(), []
 
 
 def _quit(number, _frame=None, leave=os._exit) -> None:
-    _ending.set()
+    _numbers.append(number)
+    _asked.set()
     text = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
     with suppress(OSError):  # of a terminal that is gone
         os.write(2, f"daynight: {text}\n".encode())
@@ -31,19 +26,23 @@ def _quit(number, _frame=None, leave=os._exit) -> None:
 
 
 def _end(number, frame) -> None:
-    _ending.set()
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    _quit(number, frame, sys.exit)
+    _quit(number, frame, lambda _: insist())
 
 
-def heed(handler=_end) -> dict:
-    """From now on signals end the command as Ctrl-C does, so that what is half-written is removed. Returns the former
-    handlers."""
-    _ending.clear()
+def insist() -> None:
+    """Raise what a signal raised before, if C code has lost it."""
+    if _numbers:
+        sys.exit(128 + _numbers[0])
+
+
+def heed(handler=_end, always: tuple = ()) -> dict:
+    """From now on signals end the command; what is half-written is removed. Those that this process was started to
+    ignore, as by nohup, stay ignored, but for `always`. Returns the former handlers."""
     if handler is _end:
         _listen()
-    return {number: signal.signal(number, handler) for number in heeded()}
+    here = threading.current_thread() is threading.main_thread()  # no other may
+    heeded = [n for n in SIGNALS if here and (n in always or signal.getsignal(n) is not signal.SIG_IGN)]
+    return {number: signal.signal(number, handler) for number in heeded}
 
 
 @contextmanager
@@ -55,6 +54,7 @@ def at_once():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked.clear(), _numbers.clear()
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def _listen() -> None:
     def listen() -> None:
         while number := os.read(reader, 1)[0]:
             handler = signal.getsignal(number)
-            if handler in (_quit, _end) and not _ending.wait(GRACE if handler is _end else AT_ONCE):
+            if handler in (_quit, _end) and not _asked.wait(GRACE if handler is _end else AT_ONCE):
                 _quit(number)
 
     threading.Thread(target=listen, daemon=True).start()

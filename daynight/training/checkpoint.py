@@ -101,14 +101,12 @@ class Checkpoint:
             states |= read_state(path / self.local_file, self.local)[0]
         for name, state in states.items():
             (self.parts | self.local)[name].load_state_dict(state)
-        page = path / "page.json"
-        return extra["step"], extra["values"], read_json(page) if page.is_file() else {}
+        return extra["step"], extra["values"], read_json(path / "page.json") if (path / "page.json").exists() else {}
 
     def save(self, step: int, values: dict[str, torch.Tensor], page: dict | None = None) -> None:
         """Write `checkpoint-<step>` under another name, flush it to disk and rename it; the newest two are kept.
 
-        `values`, and `page` as JSON can hold it, are what `Log` goes on with. Raises `RunError`, and writes nothing,
-        where a weight is no longer a number.
+        `values`, `page`: of `Log.state`. Raises `RunError`, and writes nothing, where a weight is no longer a number.
         """
         for name, model in self.parts.items():
             if isinstance(model, torch.nn.Module) and any(p.isnan().any() for p in model.parameters()):

@@ -27,7 +27,7 @@ from daynight.system.console import Meter, say, warn
 from daynight.system.errors import InputError
 from daynight.system.files import Lock, is_free, write_json
 from daynight.system.processes import gathered, make_accelerator, together
-from daynight.system.watchdog import Watchdog, heeded
+from daynight.system.watchdog import Watchdog, heed
 from daynight.training.checkpoint import Checkpoint, checkpoints_in, left_in
 from daynight.training.dry_run import check_writable, rehearse
 from daynight.training.log import Log, check_trackers
@@ -63,8 +63,7 @@ class Run:
         self.readers = options.num_workers if options.num_workers is not None else 4 * (self.device.type != "cpu")
         self.workers = 0 if options.dry_run else self.readers  # a dry run measures how long one process reads
         self.first, self.resumed, self.signal = 0, False, 0
-        self.lock = nullcontext()
-        stalled = f"no step ended for {minutes:g} minutes (--stall-minutes)"
+        self.lock, stalled = nullcontext(), f"no step ended for {minutes:g} minutes (--stall-minutes)"
         self.watchdog = Watchdog(60 * minutes, lambda: stalled + left_in(folder)).start()
         weakref.finalize(self, self.watchdog.stop)  # in a process that outlives the training
         set_seed(options.seed)
@@ -117,7 +116,7 @@ class Run:
             with self.temporary:
                 yield from rehearse(self, loader, checkpoint, validation, cache, cost)
             return
-        handlers = {s: signal.signal(s, self._stop) for s in {signal.SIGTERM, signal.SIGINT, *heeded()}}
+        handlers = heed(self._stop, always=(signal.SIGTERM, signal.SIGINT))
         self.alive()
         self.meter = Meter(self.total, self.first, "steps", self.logger.due, cost, self.memory)
         try:

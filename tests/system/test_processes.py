@@ -33,6 +33,8 @@ from daynight import cli
 from daynight.data import images
 from daynight.models.generator import Generator
 from daynight.models.hub import save_model
+from daynight.system.processes import gathered
+from daynight.system.watchdog import at_once, heed
 from daynight.training.run import Run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -402,6 +404,17 @@ def test_a_signal_ends_what_waits_for_another_process(awaited, number, home):
     result = run(COMMANDS["predict"], 2, home, limit=20, only={0: partial(get_later, number), 1: act}, awaited=1)
     said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
     assert result.codes[0] == 128 + number and result.errs[0] == f"daynight: {said}\n", result
+
+
+def test_a_signal_whose_exception_is_lost_in_c_ends_the_command_a_little_later():
+    with at_once():
+        heed()
+        with pytest.raises(SystemExit):  # as pybind11 or Rust may swallow it
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as ended:
+            gathered(None)
+        assert ended.value.code == 143
+    assert gathered(None) == [None]
 
 
 # sharing out

@@ -213,7 +213,7 @@ def ignore_hangup():
 @pytest.mark.parametrize("command", ["seg-train", "translate"])
 def test_what_nohup_has_ignored_is_ignored(command, undisturbed, place):
     child = start(command, place, first=ignore_hangup)
-    until(lambda: "out/" in log(place) or (place / "out/.lock").exists(), child)
+    until(lambda: "out/" in log(place) or (place / "out/.daynight.lock").exists(), child)
     os.kill(child.pid, signal.SIGHUP)
     child.join(60)
     assert child.exitcode == 0, log(place)
