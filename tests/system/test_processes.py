@@ -37,6 +37,8 @@ from daynight.system.processes import gathered
 from daynight.system.watchdog import at_once, heed
 from daynight.training.run import Run
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has the tests ignore it, and what they start
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload([f"daynight.{name}" for name in ("cli", "translation", "segmentation", "evaluation")])
@@ -350,7 +352,7 @@ def soon():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_variables_of_a_launcher_that_is_gone_are_named(command, home):
     left = LEFT_OVER | {"MASTER_PORT": free_port()}
-    result = run(COMMANDS[command], 1, home, limit=30, environments={0: left}, every=soon)
+    result = run(COMMANDS[command], 1, home, limit=120, environments={0: left}, every=soon)
     assert result.codes == [1] and result.errs[0].count("\n") == 1, result
     assert "the other processes did not come within 1 s (" in result.errs[0]
     assert all(f"{name}={value}" in result.errs[0] for name, value in left.items())

@@ -24,6 +24,8 @@ from daynight.system.files import Lock
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 import kill  # noqa: E402
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has the tests ignore it, and what they start
+
 TRAININGS = ["translate-train", "seg-train"]
 
 
