@@ -1,6 +1,6 @@
 """The console script: it makes commands of the options in `config.py`, and one line of every error."""
 
-from daynight.system.watchdog import at_once, heed
+from daynight.system.watchdog import at_once, heed, insist
 
 with at_once():
     import ctypes
@@ -153,6 +153,7 @@ def main() -> None:
     except typer.TyperException as error:
         code, message = error.exit_code, error.format_message()
     except Exception as error:
+        insist()  # C code may have made an error of its own of what a signal raised
         kind = type(error).__name__
         # the message of an error in a loader's worker is a whole traceback; its last line is the message meant
         code, message = 1, str(error).rpartition(f"{kind}: ")[2]
