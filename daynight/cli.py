@@ -108,6 +108,7 @@ def add(name: str, options: type, target: str) -> None:
             heed()
             run(given)
         except Exception:
+            insist()  # C code may have made an error of its own of what a signal raised
             if given.debug:
                 traceback.print_exc()
             raise
@@ -153,7 +154,6 @@ def main() -> None:
     except typer.TyperException as error:
         code, message = error.exit_code, error.format_message()
     except Exception as error:
-        insist()  # C code may have made an error of its own of what a signal raised
         kind = type(error).__name__
         # the message of an error in a loader's worker is a whole traceback; its last line is the message meant
         code, message = 1, str(error).rpartition(f"{kind}: ")[2]

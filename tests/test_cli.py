@@ -460,3 +460,20 @@ def test_debug_shows_where(monkeypatch):
     result = daynight("seg-train --debug")
     assert result.code == 2
     assert "Traceback" in result.err and "in fail" in result.err and result.err.endswith("daynight: what\n")
+
+
+def test_a_signal_that_c_code_makes_an_error_of_is_no_error(monkeypatch):
+    """As safetensors: what it raises for a signal while it reads a file tells of a damaged file."""
+    import signal
+
+    from daynight.inference import export
+
+    def read(options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except SystemExit:
+            raise ValueError("not a whole file") from None
+
+    monkeypatch.setattr(export, "export", read)
+    # the line itself is written to the descriptor of standard error
+    assert daynight("export") == Result(128 + signal.SIGTERM, "", "")

@@ -453,3 +453,28 @@ def test_long_names(length, home):
         result = daynight(f"{line} --in long --out {out}", home)
         assert result.code == 0, result
         assert len(list((home / out).rglob(f"{name}.*"))) == (3 if "predict" in out else 1)
+
+
+# copies of a run
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+@pytest.mark.parametrize("line", [COMMANDS["seg-train"], COMMANDS["translate-train"]])
+def test_a_copy_of_a_run_made_of_links_leaves_the_run_as_it_is(line, link, home):
+    assert daynight(f"{line} --steps 3 --save-every 1 --log-every 1", home).code == 0
+    shutil.copytree(home / "out", home / "copy", copy_function=link)
+    shutil.rmtree(home / "copy/checkpoint-0000003")
+    before = state(home / "out")
+    resumed = daynight(f"{line} --steps 3 --save-every 1 --log-every 1 --out copy", home)
+    assert resumed.code == 0 and "going on with copy at step 2 of 3" in resumed.out, resumed
+    changed = {name for name, value in state(home / "out").items() if value != before[name]}
+    assert changed <= {name for name in before if name.endswith(".u8")}  # the cache's entries, which are checksummed
+
+
+def test_the_options_of_another_run_are_not_written_through_a_link(home):
+    assert daynight(f"{COMMANDS['seg-train']} --steps 1", home).code == 0
+    (home / "new").mkdir()
+    (home / "new/options.json").symlink_to("../out/options.json")
+    before = state(home / "out")
+    daynight(f"{COMMANDS['seg-train']} --steps 2 --out new", home)
+    assert state(home / "out") == before

@@ -61,7 +61,8 @@ def evaluate(options: EvalOptions) -> list[dict]:
             if json_file and accelerator.is_main_process and (whole or entries and not json_file.exists()):
                 with survived(problems, f"--json {json_file}"):
                     json_file.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(json_file, entries)
+                    is_stream = json_file.exists() and not json_file.is_file()
+                    write_json(json_file if is_stream else json_file.resolve(), entries)  # a link stays one
         if accelerator.is_main_process:
             with survived(problems, "the table"):
                 show(table(results))

@@ -58,12 +58,12 @@ def replace(path: Path, write) -> None:
 
 
 def write_json(path: Path, content) -> None:
-    """A link stays one. A device or a pipe is written to; anything else is replaced, whole or not at all."""
+    """A device or a pipe is written to; anything else is replaced, whole or not at all."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
     else:
-        replace(path.resolve(), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -40,6 +42,8 @@ class Log:
         self.averaged = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
         if self.accelerator.is_main_process and self.file.is_file():
             ends = (end for _, end in newest_first(self.file, step)) if step else iter(())
+            if self.file.is_symlink() or self.file.stat().st_nlink > 1:  # the other may be of the run that was copied
+                replace(self.file, partial(shutil.copyfile, self.file))
             os.truncate(self.file, next(ends, 0))
             self.page = Report(**page | {"folder": self.folder})
 
