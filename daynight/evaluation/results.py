@@ -23,7 +23,7 @@ from daynight.reports import html as page
 from daynight.reports.previews import label_image
 from daynight.system.console import number, plain
 from daynight.system.errors import InputError
-from daynight.system.files import read_json, replace
+from daynight.system.files import read_json, write_text
 
 RULES = {
     "present": "the classes that occur in the labels",
@@ -199,7 +199,7 @@ def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> Non
             )
         )
     text = page.page("daynight eval", *parts)
-    replace(folder / "index.html", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(folder / "index.html", text)
 
 
 def panels(results: list[Result], image_set: ImageSet, folder: Path) -> Iterator[page.Html]:

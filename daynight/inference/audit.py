@@ -19,7 +19,7 @@ from daynight.models.hub import classes_of, find_model, identity, load_model
 from daynight.reports import html as page
 from daynight.reports.previews import label_image
 from daynight.system.console import say
-from daynight.system.files import read_json, replace, write_json
+from daynight.system.files import read_json, write_json, write_text
 from daynight.system.processes import gathered
 
 RESULT, PAGE, PARTS = "audit.json", "audit.html", ".audit"
@@ -151,7 +151,7 @@ def report(judge: Judge, folders: Folders, images: list[dict]) -> None:
         ),
     ]
     text = page.page("daynight translate --audit", *parts)
-    replace(folders.out / PAGE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(folders.out / PAGE, text)
     head = {"audit": judge.record, "kept": kept, "classes": classes, "worst": rows[:ROWS]}
     write_json(folders.out / RESULT, head | {"images": images})
     least = sorted((row["kept"], name) for name, row in classes.items() if row["pixels"])[:3]

@@ -14,7 +14,7 @@ from daynight.config import default_of, free
 from daynight.models.hub import identity
 from daynight.reports.record import newest_first, previews_in
 from daynight.system.console import number
-from daynight.system.files import read_json, replace
+from daynight.system.files import read_json, replace, write_text
 
 CARD, PREVIEW = "README.md", "preview.png"
 CAPTION = f"![Inputs and what the model makes of them]({PREVIEW})"
@@ -63,7 +63,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
         if bool(previews) != (CAPTION in before):
             before = re.sub(rf"{re.escape(CAPTION)}(\n.+)?\n*", "", before)
             text = before.replace("## Use\n", f"{PICTURE * bool(previews)}## Use\n", 1)
-            replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_text(path, text)
         return
     config, record = read_json(folder / "config.json"), read_json(run / "options.json")
     command, task, tags, title, what, use = KINDS[config["class"]]
@@ -90,7 +90,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
         f"## Results\n\n{BEGIN}\n{END}" if task == "image-segmentation" else "",
     ]
     text = "\n\n".join(filter(None, parts)) + "\n"
-    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def words(options) -> str:

@@ -32,7 +32,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def marked(name: str = "") -> str:
+def marked(name: str) -> str:
     """A hidden name by which daynight knows a folder of its own, with half-written files."""
     return name.join(MARK)
 
@@ -46,8 +46,7 @@ def replace(path: Path, write) -> None:
 
     The temporary file has a marked folder to itself: libraries may leave files of their own beside it.
     """
-    begin, end = MARK
-    with TemporaryDirectory(end, begin, path.parent, ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(MARK[1], MARK[0], path.parent, ignore_cleanup_errors=True) as folder:
         temporary = Path(folder, "part")
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -63,7 +62,11 @@ def write_json(path: Path, content) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
     else:
-        replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict:

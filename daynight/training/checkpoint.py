@@ -210,7 +210,8 @@ def read_state(path: Path, parts: dict) -> tuple[dict, dict]:
         metadata = file.metadata()
         packed = json.loads(metadata["state"])
         states = {name: unpack(packed[name], file.get_tensor) for name in parts}
-        values = unpack(packed.get("values", {"dict": []}), file.get_tensor)  # a part of its own since version 0.1
+        # a file without this part has the values in `extra`
+        values = unpack(packed.get("values", {"dict": []}), file.get_tensor)
         return states, {"values": values} | json.loads(metadata["extra"])
 
 

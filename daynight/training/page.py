@@ -8,7 +8,7 @@ from pathlib import Path
 from daynight.data.formats import open_image
 from daynight.reports import html as page
 from daynight.reports.record import parsed, previews_in
-from daynight.system.files import replace
+from daynight.system.files import write_text
 
 PREVIEWS = 24  # on the page, of however many there are
 POINTS = 500  # of a curve, at least, where there are as many
@@ -72,7 +72,7 @@ class Report:
             parts.append(self._health())
         title = f"{self.folder.resolve().name}: step {step:,} of {total:,}"
         text = page.page(title, *filter(None, parts), refresh=None if now is None else REFRESH)
-        replace(self.folder / "index.html", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(self.folder / "index.html", text)
 
     def _read(self) -> None:
         path = self.folder / "metrics.jsonl"

@@ -198,10 +198,10 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
         raise InputError(f"--out {folder}: a file stands there; wanted: a folder")
     if path.is_file() and not options.resume:
         raise InputError(f"--out {folder}: holds a run already; give another --out or leave --no-resume")
-    if not path.is_file() and not is_free(folder):
-        raise InputError(f"--out {folder}: not empty, and holds no run; give another folder")
     if not path.is_file():
-        return False
+        if is_free(folder):
+            return False
+        raise InputError(f"--out {folder}: not empty, and holds no run; give another folder")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         former = {key.replace("-", "_"): value for key, value in record["options"].items()}
