@@ -37,7 +37,9 @@ from daynight.system.processes import gathered
 from daynight.system.watchdog import at_once, heed
 from daynight.training.run import Run
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has the tests ignore it, and what they start
+# nohup and a shell's & have the tests, and what they start, ignore these
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 forks = multiprocessing.get_context("forkserver")

@@ -24,7 +24,9 @@ from daynight.system.files import Lock
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 import kill  # noqa: E402
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has the tests ignore it, and what they start
+# nohup and a shell's & have the tests, and what they start, ignore these
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TRAININGS = ["translate-train", "seg-train"]
 
