@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -473,3 +474,153 @@ def test_the_options_of_another_run_are_not_written_through_a_link(home):
     before = state(home / "out")
     daynight(f"{COMMANDS['seg-train']} --steps 2 --out new", home)
     assert state(home / "out") == before
+
+
+# what one command writes, and what it reads, keep apart
+
+
+SAVED = ("", "index.html", "Evaluation.json", ".daynight.lock", "model", "model/day/color/images/val/000.png")
+
+
+@pytest.mark.parametrize("inside", SAVED)
+def test_results_are_not_put_where_save_writes(inside, home):
+    place = f"saved/{inside}".rstrip("/")
+    assert f"--json {place}" in daynight(f"{EVAL} --save saved --json {place}", home).line
+    assert not (home / "saved").exists()
+    assert daynight(f"{EVAL} --save saved --json saved/scores.json", home).code == 0
+
+
+def test_a_place_at_which_no_file_can_be_made_is_refused_before_scoring(home, monkeypatch):
+    (home / "self").symlink_to("self")
+    monkeypatch.chdir(home)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+        for place in ("self", "socket", "n" * 256, "model"):
+            assert f"--json {place}" in daynight(f"{EVAL} --json {place}", home).line
+    (home / "latest.json").symlink_to("new/scores.json")
+    assert daynight(f"{EVAL} --json latest.json", home).code == 0
+    assert (home / "latest.json").is_symlink() and (home / "new/scores.json").is_file()
+
+
+def test_results_with_other_class_maps_are_kept(home):
+    (home / "map.json").write_text(json.dumps({"sky": "road", "road": "sky"}))
+    assert daynight(f"{EVAL} --json scores.json --save saved", home).code == 0
+    for option in ("--json scores.json", "--save saved"):
+        assert option in daynight(f"{EVAL} {option} --class-map map.json", home).line
+
+
+def test_names_that_are_not_utf_8(home):
+    name = os.fsdecode(b"d\xff")
+    shutil.copytree(home / "data/day", home / "data" / name)
+    for line in (
+        f"eval --dataset {name} --model model --json {name}.json --save {name}saved",
+        f"{COMMANDS['seg-train'].replace('--day day', f'--day {name}')} --out {name}run",
+    ):
+        result = daynight(line, home)
+        assert (result.code, result.err) == (0, ""), result
+    assert json.loads((home / f"{name}.json").read_text())[0]["dataset"] == name
+
+
+def test_a_run_whose_checkpoints_were_deleted_keeps_its_models(home):
+    assert daynight(f"{COMMANDS['seg-train']} --out run", home).code == 0
+    shutil.rmtree(home / "run/checkpoint-0000002")
+    before = state(home / "run")
+    refused = daynight(f"{COMMANDS['seg-train']} --out run --seed 1", home).line
+    assert "--out run: holds run/" in refused and "model.safetensors, and no checkpoint" in refused
+    assert state(home / "run") == before
+
+
+def test_a_picture_in_the_place_of_a_preview_is_kept(home):
+    line = f"{COMMANDS['seg-train']} --out run --steps 4 --save-every 2"
+    assert daynight(f"{line} --card-preview", home).code == 0
+    picture = home / "run/teacher/preview.png"
+    Image.new("RGB", (5, 5)).save(picture)
+    content = picture.read_bytes()
+    shutil.rmtree(home / "run/checkpoint-0000004")
+    for words in ("", "--card-preview"):
+        assert daynight(f"{line} {words}", home).code == 0
+        assert picture.read_bytes() == content
+
+
+@pytest.mark.parametrize("command", ["predict", "translate"])
+def test_images_of_another_tree_get_another_folder(command, home):
+    """Its images may have the same names. The tree may lie elsewhere, and grow."""
+    shutil.copytree(home / "data/dark", home / "disk/dark")
+    shutil.copytree(home / "data/dark", home / "other/dark")
+    Image.new("RGB", (64, 48)).save(next((home / "other/dark").rglob("*.jpg")))
+    line = f"{COMMANDS[command].replace('--in day', '')}"
+    assert daynight(f"{line} --in dark", home).code == 0
+    assert "--out out: was made of another tree" in daynight(f"{line} --in other/dark", home).line
+    shutil.copyfile(next((home / "disk/dark").glob("*.jpg")), home / "disk/dark/more.jpg")
+    assert "4 images, 3 there" in daynight(f"{line} --in disk/dark", home).out
+    record = home / "out" / ("prediction.json" if command == "predict" else "translation.json")
+    made = json.loads(record.read_text())
+    del made["images"]  # as an earlier version wrote it
+    record.write_text(json.dumps(made))
+    assert "4 images, 4 there" in daynight(f"{line} --in disk/dark", home).out
+
+
+def test_predictions_of_several_scales_are_not_gone_on_with_at_one(home):
+    assert daynight(f"{COMMANDS['predict']} --scales 0.5,1", home).code == 0
+    assert "--out out: was made with" in daynight(COMMANDS["predict"], home).line
+
+
+def test_predictions_are_scored_by_the_names_of_their_classes(home):
+    torch.manual_seed(1)
+    names, colors = zip(*trees.CLASSES, strict=True)
+    draw_model(home / "turned", names[::-1], colors[::-1])
+    scores = []
+    for words in ("--model turned", "--predictions out"):
+        assert daynight("predict --in day --model turned --out out", home).code == 0
+        result = daynight(f"eval --dataset day {words} --json {len(scores)}.json", home)
+        assert result.code == 0, result
+        scores.append(json.loads((home / f"{len(scores)}.json").read_text())[0]["iou"])
+    assert scores[0] == scores[1] and len(set(scores[0].values())) > 1
+    for content in (
+        {"ids": 5},
+        {"ids": []},
+        {"ids": "color"},
+        {"classes": [1]},
+        {"classes": 3},
+        {"classes": ["a", "a"]},
+    ):
+        (home / "out/prediction.json").write_text(json.dumps(content))
+        assert (
+            "out/prediction.json: not as daynight predict"
+            in daynight("eval --dataset day --predictions out", home).line
+        )
+
+
+def test_an_audit_of_an_image_with_a_long_name(home):
+    (home / "data/long").mkdir()
+    shutil.copyfile(next((home / "data/dark").glob("*.jpg")), home / f"data/long/{'n' * 251}.jpg")
+    assert daynight("translate --in long --out out --model translator --audit model", home).code == 0
+
+
+def test_a_size_in_a_config_that_asks_for_all_memory(home):
+    path = home / "model/config.json"
+    for size in ("8193", "16x99999"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"size": size}))
+        assert f"size is {size}" in daynight(EVAL, home).line
+
+
+def test_odd_lines_among_the_metrics_and_odd_options_end_no_run_badly(home):
+    line = f"{COMMANDS['seg-train']} --steps 4 --save-every 2 --log-every 1 --out run"
+    assert daynight(line, home).code == 0
+    shutil.rmtree(home / "run/checkpoint-0000004")
+    metrics = home / "run/metrics.jsonl"
+    first, *others = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text(f'{first}{{"step": 1, "ce_day": 1{"0" * 400}, "a": NaN}}\n{"".join(others)}')
+    assert daynight(line, home).code == 0
+    (home / "run/options.json").write_text("[" * 10**5)
+    assert "--out run: options.json" in daynight(line, home).line
+
+
+def test_a_folder_that_cannot_be_looked_into_is_refused(home, monkeypatch):
+    from daynight.training import run
+
+    def closed(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(run, "is_free", closed)
+    assert "--out new: Permission denied" in daynight(f"{COMMANDS['seg-train']} --out new", home).line

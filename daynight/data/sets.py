@@ -15,7 +15,7 @@ from daynight.data.layouts.tree import locate, resolve, tagged_night
 from daynight.system.console import say, warn
 from daynight.system.errors import InputError, Unlabelled
 
-TIMES = " (times)"  # of what may differ where data are copied
+CONTENTS, TIMES = " (contents)", " (times)"  # the latter may differ where data are copied
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fingerprint(root: Path, files: Sequence[Path | None]) -> dict[str, str]:
     with ThreadPoolExecutor(16) as pool:
         states = [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
     digests = (hashlib.sha256("".join(x).encode(errors="surrogateescape")) for x in zip(*states, strict=True))
-    return {end: found.hexdigest()[:12] for end, found in zip(("", " (contents)", TIMES), digests, strict=True)}
+    return {end: found.hexdigest()[:12] for end, found in zip(("", CONTENTS, TIMES), digests, strict=True)}
 
 
 def _state(root: Path, path: Path | None) -> tuple[str, str, str]:

@@ -88,8 +88,8 @@ def same_but_seed(names: list[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def folder_name(path: str) -> str:
-    """The folder in that of `--save` for a model or a data set: the last part of its path, also of ".."."""
+def folder_name(path: Path | str) -> str:
+    """The last part of a path, also of ".."."""
     return Path(os.path.abspath(path)).name or "root"
 
 

@@ -25,7 +25,7 @@ from daynight.reports.card import CARD, add_results
 from daynight.reports.previews import grid, label_image
 from daynight.system.console import counted, say, show, warn
 from daynight.system.errors import InputError, RunError, Unlabelled, Unreadable
-from daynight.system.files import claim, read_json, write_json
+from daynight.system.files import LOCK, claim, read_json, write_json
 from daynight.system.processes import gathered, make_accelerator, together
 
 RECORD = "evaluation.json"  # in the folder of --save: what it is made with
@@ -46,7 +46,7 @@ def evaluate(options: EvalOptions) -> list[dict]:
     with together():
         heads = [heading(run, image_set, options) for run, image_set, _ in pairs]
         if json_file:
-            check_json(json_file, heads)
+            check_json(json_file, heads, folder)
         record = {key: [head[key] for head in heads] for key in heads[0]} | {"weights": [run.weights for run in runs]}
         saves = folder and accelerator.is_main_process
         lock = claim(folder, RECORD, record, "--save") if saves else nullcontext()
@@ -60,9 +60,8 @@ def evaluate(options: EvalOptions) -> list[dict]:
             whole = len(results) == len(pairs)
             if json_file and accelerator.is_main_process and (whole or entries and not json_file.exists()):
                 with survived(problems, f"--json {json_file}"):
-                    json_file.parent.mkdir(parents=True, exist_ok=True)
-                    is_stream = json_file.exists() and not json_file.is_file()
-                    write_json(json_file if is_stream else json_file.resolve(), entries)  # a link stays one
+                    final(json_file).parent.mkdir(parents=True, exist_ok=True)
+                    write_json(final(json_file), entries)
         if accelerator.is_main_process:
             with survived(problems, "the table"):
                 show(table(results))
@@ -116,6 +115,9 @@ def heading(run, image_set: ImageSet, options: EvalOptions) -> dict:
         "size": None,
         "labels": str(image_set.label_kind),
         "mean": options.mean,
+        "class_map": options.class_map and read_json(Path(options.class_map)),
+        "ids": options.ids,
+        "resize": options.resize,
     }
     return entry | run.settings
 
@@ -197,7 +199,12 @@ class Predictions:
             raise InputError(f"--predictions {name}: no such folder")
         # `daynight predict` writes down what its PNGs hold
         if (folder / "prediction.json").is_file():
-            self.ids, folder = self.ids or read_json(folder / "prediction.json").get("ids"), folder / "ids"
+            made, folder = read_json(folder / "prediction.json"), folder / "ids"
+            self.ids, names = self.ids or made.get("ids"), made.get("classes", [])
+            named = isinstance(names, list) and all(isinstance(x, str) for x in names)
+            if self.ids not in (None, "trainIds", "labelIds") or not named or not len(set(names)) == len(names) <= 255:
+                raise InputError(f"{name}/prediction.json: not as daynight predict writes it (ids, classes)")
+            self.classes = Classes(tuple(names), ((0, 0, 0),) * len(names)) if names else None
         if self.ids == "labelIds" and any(image_set.classes != CITYSCAPES for image_set in sets):
             raise InputError("--ids labelIds: the classes of the data set are not those of Cityscapes; leave it out")
         self.found = {image_set.name: find_predictions(folder, image_set) for image_set in sets}
@@ -207,7 +214,7 @@ class Predictions:
         highest = 0
         for i in numbers:
             path = self.found[image_set.name][i]
-            labels = read_label(path, self.ids or "trainIds", image_set.classes)
+            labels = read_label(path, self.ids or "trainIds", self.classes or image_set.classes)
             shape = read_label(image_set.labels[i], image_set.label_kind, image_set.classes).shape
             if labels.shape != shape and not self.resize:
                 has, wanted = ("x".join(map(str, sizes)) for sizes in (labels.shape, shape))
@@ -291,15 +298,31 @@ def class_map(run, image_set: ImageSet, file: str | None) -> torch.Tensor:
     return ids
 
 
-def check_json(place: Path, heads: list[dict]) -> None:
+def final(place: Path) -> Path:
+    """What a link leads to, if a file is to be made or replaced there."""
+    return Path(os.path.realpath(place)) if place.is_file() or not place.exists() else place
+
+
+def check_json(place: Path, heads: list[dict], folder: Path | None) -> None:
     """Raises `InputError`, before hours of scoring, if the results with these headings cannot be written to `place`,
-    or would replace what is not theirs."""
-    there = next(path for path in (place, *place.absolute().parents) if path.exists())
-    if place.is_dir() or place.is_block_device() or there != place and not there.is_dir():
-        has = "a folder" if place.is_dir() else "a disk" if place.is_block_device() else "a file"
-        raise InputError(f"--json {place}: {there} is {has}; wanted: a file's name")
+    or would replace what is not theirs, also of what `--save` writes into `folder`."""
+    try:
+        target = final(place)
+        there = next(path for path in (target, *target.absolute().parents) if path.exists())
+    except OSError as error:
+        raise InputError(f"--json {place}: {error.strerror}") from None
+    fits = target.is_file() or target.is_fifo() or target.is_char_device() if there == target else there.is_dir()
+    if not fits or target.is_symlink():  # a link to itself
+        raise InputError(f"--json {place}: {there} is no place to write results to; wanted: a file's name")
+    there = there.parent if there.is_file() else there  # in which the file is replaced
     if not os.access(there, os.W_OK):
         raise InputError(f"--json {place}: {there} cannot be written to")
+    if folder:
+        root, inside = (os.path.realpath(path).casefold() for path in (folder, target))
+        first = os.path.relpath(inside, root).partition(os.sep)[0]
+        own = {".", "index.html", LOCK, RECORD, *(folder_name(head["model"]).casefold() for head in heads)}
+        if first in own or root.startswith(f"{inside}{os.sep}"):
+            raise InputError(f"--json {place}: is of what --save {folder} writes; give another file")
     if place.is_file() and (os.path.samestat(place.stat(), os.fstat(1)) or not holds(place, heads)):
         raise InputError(f"--json {place}: exists, and holds no results of this very command; give another file")
 
@@ -308,8 +331,8 @@ def holds(file: Path, heads: list[dict]) -> bool:
     """Whether a file holds results with some of these headings, and nothing else."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        return bool(entries) and all({key: entry[key] for key in heads[0]} in heads for entry in entries)
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return bool(entries) and all({key: entry.get(key) for key in heads[0]} in heads for entry in entries)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from daynight.data.cache import digest
 from daynight.data.images import Images
 from daynight.data.labels import Classes
 from daynight.data.transforms import resize_image
@@ -71,7 +72,7 @@ def audit(judge: Judge, folders: Folders, threads: int) -> None:
         return path.relative_to(folders.root).as_posix()
 
     def part_of(path: Path) -> Path:
-        return parts / judge.record["model"] / f"{name_of(path)}.json"
+        return parts / judge.record["model"] / f"{digest(name_of(path))}.json"
 
     def results(paths):
         return judge.compare(paths, list(map(folders.place, paths)), threads)

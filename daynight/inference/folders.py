@@ -6,14 +6,15 @@ finds every file there, also those that other processes wrote.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from daynight.data.layouts.tree import locate, resolve
-from daynight.data.sets import image_files
+from daynight.data.sets import CONTENTS, fingerprint, image_files
 from daynight.system.console import counted, say
-from daynight.system.files import check_apart, claim
+from daynight.system.errors import InputError
+from daynight.system.files import check_apart, claim, read_json
 from daynight.system.processes import gathered, share_out, together
 
 
@@ -50,14 +51,38 @@ def png_names(paths: Sequence[Path]) -> dict[Path, Path]:
         names |= longer
 
 
+def sample(folders: Folders, name: str) -> dict[str, dict]:
+    """{"images": digests by path} of at most 8 images, always the same ones: those in the record `name`.
+
+    Another tree may have images of the same names. Raises `InputError` where the results are of such images.
+    """
+    root, images, before = folders.root, folders.images, None
+    with suppress(InputError):
+        before = read_json(folders.out / name)
+    made = (before or {}).get("images")
+    if before and not isinstance(made, dict):  # an earlier version kept none
+        return {}
+    chosen = made or [images[i * len(images) // 8].relative_to(root).as_posix() for i in range(8)]
+    found = {path: fingerprint(root, [root / path])[CONTENTS] for path in chosen if (root / path).is_file()}
+    for path in found if made else ():
+        if found[path] != made[path]:
+            what = f"{path} is not the image there that these results are of"
+            raise InputError(
+                f"--out {folders.out}: was made of another tree than {folders.given} ({what}); give another"
+            )
+    return {"images": (made or {}) | found}
+
+
 @contextmanager
-def claimed(out: Path, name: str, record: dict, accelerator) -> Iterator[None]:
+def claimed(out: Path, name: str, record: dict, accelerator, folders: Folders | None = None) -> Iterator[None]:
     """Claim the folder `out` for results of what `record` describes, and wait at the end for all processes.
 
-    Raises `InputError` on every process where the claim is refused: see `claim`.
+    Raises `InputError` on every process where the claim is refused: see `claim` and `sample`, of `folders`.
     """
     with together():
-        lock = claim(out, name, record) if accelerator.is_main_process else nullcontext()
+        lock = nullcontext()
+        if accelerator.is_main_process:
+            lock = claim(out, name, record | (sample(folders, name) if folders else {}))
     with lock:
         yield
         gathered(None)

@@ -45,7 +45,7 @@ def predict(options: PredictOptions) -> None:
         images = Images(paths)
         return segment(model, images, size, options.batch_size, accelerator, threads, scales, options.flip, sure)
 
-    with claimed(folders.out, "prediction.json", record, accelerator), Writer() as writer:
+    with claimed(folders.out, "prediction.json", record, accelerator, folders), Writer() as writer:
         title, done = f"{options.in_} → {folders.out}", lambda path: all(map(is_whole, places(path)))
         for path, image, prediction, confidence in unfinished(title, folders.images, done, results):
             labels = prediction.cpu().numpy()

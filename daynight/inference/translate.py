@@ -44,7 +44,7 @@ def translate(options: TranslateOptions) -> None:
         images, keep_size = Images(paths), not options.size
         return translations(model, images, size, crop, options.batch_size, accelerator, threads, keep_size)
 
-    with claimed(folders.out, "translation.json", record, accelerator):
+    with claimed(folders.out, "translation.json", record, accelerator, folders):
         with Writer() as writer:
             title, done = f"{options.in_} → {folders.out}", lambda path: is_whole(folders.place(path))
             for path, _, image in unfinished(title, folders.images, done, results):

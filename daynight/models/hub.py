@@ -16,7 +16,7 @@ from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from daynight.config import is_size
+from daynight.config import is_size, pair
 from daynight.system import __version__
 from daynight.system.errors import InputError
 from daynight.system.files import replace, write_json
@@ -128,6 +128,8 @@ def check_config(kind: type, config: dict, tensors: int) -> None:
     size, crop = config.get("size", "native"), config.get("crop")
     if not is_size(size) or crop == "native" or crop is not None and not is_size(crop):
         raise ValueError(f"size is {size!r}, crop is {crop!r}")
+    if any(max(pair(sides)) > 8192 for sides in (size, crop) if sides not in ("native", None)):
+        raise ValueError(f"size is {size}, crop is {crop}, more than 8192 pixels")
     if "names" in config:
         names, colors = config["names"], config["colors"]
         # names are compared without case where the classes of a model meet those of a data set

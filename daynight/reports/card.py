@@ -53,7 +53,8 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     path, weights, picture = folder / CARD, identity(folder), folder / PREVIEW
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found = previews_in(run, options.steps)
-    ours = not picture.exists() or CAPTION in before or any(filecmp.cmp(picture, x, False) for x in found.values())
+    same = not picture.exists() or any(filecmp.cmp(picture, x, False) for x in found.values())
+    ours = same or CAPTION in before and not found  # with no preview left to compare it with
     previews = [file for n, file in found.items() if n <= step] if options.card_preview and ours else []
     if previews:
         replace(picture, lambda temporary: shutil.copyfile(previews[-1], temporary))

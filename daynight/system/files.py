@@ -66,7 +66,8 @@ def write_json(path: Path, content) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Half characters, as in names of files that are not UTF-8, are spelt: "\\udcff", as JSON does."""
+    replace(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> dict:
@@ -145,9 +146,9 @@ def claim(folder: Path, name: str, record: dict, option: str = "--out") -> Lock:
             before = read_json(path)
         if before is None and not is_free(folder):
             raise InputError(f"{option} {folder}: not empty, and not made by this command; give another folder")
-        for key, value in record.items() if before is not None else ():
-            if before.get(key) != value:
-                was = f"{key} {before.get(key)}, not {value}"
+        for key in record | before if before is not None else ():
+            if before.get(key) != record.get(key):
+                was = f"{key} {before.get(key)}, not {record.get(key)}"
                 raise InputError(f"{option} {folder}: was made with {was}; give another folder")
         lock = Lock(folder, option)
         if before is None:

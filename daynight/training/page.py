@@ -89,7 +89,7 @@ class Report:
                     continue
                 self.step = values.pop("step")
                 for name, value in values.items():
-                    if type(value) in (int, float):
+                    if type(value) in (int, float) and abs(value) < 1e30:  # not NaN either
                         self.curves[name].add(self.step, value)
                         if value > 0:
                             self.seen[name] = self.step

@@ -77,7 +77,10 @@ class Run:
         options = self.options
         with together():
             if self.accelerator.is_main_process:
-                goes_on = holds_run(self.folder, options, data)
+                try:
+                    goes_on = holds_run(self.folder, options, data)
+                except OSError as error:
+                    raise InputError(f"--out {self.folder}: {error.strerror}; give another folder") from error
                 if options.dry_run:
                     check_writable(self.folder)
                 else:
@@ -206,12 +209,14 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
         record = json.loads(path.read_text(encoding="utf-8"))
         former = {key.replace("-", "_"): value for key, value in record["options"].items()}
         fingerprints = dict(record["data"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"--out {folder}: options.json: not the options of a run ({error}); give another folder"
         ) from error
     # without a checkpoint nothing is lost by beginning again, with other options or data
     if not checkpoints_in(folder):
+        if model := next(folder.rglob("model.safetensors"), None):
+            raise InputError(f"--out {folder}: holds {model}, and no checkpoint to go on from; give another --out")
         return False
     given = asdict(options)
     for name in sorted(former.keys() - {name.rstrip("_") for name in given}):
