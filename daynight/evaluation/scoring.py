@@ -48,6 +48,7 @@ def evaluate(options: EvalOptions) -> list[dict]:
         if json_file:
             check_json(json_file, heads, folder)
         record = {key: [head[key] for head in heads] for key in heads[0]} | {"weights": [run.weights for run in runs]}
+        record |= {"ids": options.ids, "resize": options.resize}
         saves = folder and accelerator.is_main_process
         lock = claim(folder, RECORD, record, "--save") if saves else nullcontext()
     results, problems = [], []
@@ -115,10 +116,9 @@ def heading(run, image_set: ImageSet, options: EvalOptions) -> dict:
         "size": None,
         "labels": str(image_set.label_kind),
         "mean": options.mean,
-        "class_map": options.class_map and read_json(Path(options.class_map)),
-        "ids": options.ids,
-        "resize": options.resize,
     }
+    if options.class_map:
+        entry["class_map"] = read_json(Path(options.class_map))
     return entry | run.settings
 
 
@@ -331,7 +331,8 @@ def holds(file: Path, heads: list[dict]) -> bool:
     """Whether a file holds results with some of these headings, and nothing else."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        return bool(entries) and all({key: entry.get(key) for key in heads[0]} in heads for entry in entries)
+        made = [{key: entry[key] for key in entry if key in heads[0] or key == "class_map"} for entry in entries]
+        return bool(made) and all(of_entry in heads for of_entry in made)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return False
 
