@@ -148,7 +148,7 @@ def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSe
         splits = ("train", "train_extra")
         sets["--unlabelled-day"] = [load(options.unlabelled_day, root, "--unlabelled-day", splits=splits, time="day")]
     check_disjoint(sets["--day"] + sets["--unlabelled-day"], night_sets)
-    announce([s for some in sets.values() for s in some])
+    announce([s for some in sets.values() for s in some], options.out)
     sets, held = held_out(options, sets, root, labelled=("--day",))
     return sets, held, labelled_set(options, sets["--day"][0], root)
 

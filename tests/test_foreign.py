@@ -624,3 +624,17 @@ def test_a_folder_that_cannot_be_looked_into_is_refused(home, monkeypatch):
 
     monkeypatch.setattr(run, "is_free", closed)
     assert "--out new: Permission denied" in daynight(f"{COMMANDS['seg-train']} --out new", home).line
+
+
+def test_nothing_is_written_among_the_images_that_are_read(home):
+    """The next command would take it for photographs."""
+    for command, option, place in (
+        ("eval", "--save", "data/day/images/val/scores"),
+        ("seg-train", "--out", "data/day/images/run"),
+        ("seg-train", "--ssl --translator darken --out", "data/dark/run"),
+        ("translate-train", "--out", "data/dark/more/run"),
+    ):
+        line = daynight(f"{COMMANDS[command]} {option} {place}", home).line
+        assert f"{option.split()[-1]} {place}: lies among the images of" in line
+        assert not (home / place).exists()
+    assert daynight(f"{EVAL} --save data/day/scores", home).code == 0

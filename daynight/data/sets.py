@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daynight.data.labels import CITYSCAPES, Classes, LabelKind, read_classes
+from daynight.data.layouts.folder import Images
 from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, Layout, counted
 from daynight.data.layouts.tree import locate, resolve, tagged_night
 from daynight.system.console import say, warn
@@ -268,9 +269,15 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
             )
 
 
-def announce(sets: Sequence[ImageSet]) -> None:
-    """Say what each set holds, with its remarks."""
+def announce(sets: Sequence[ImageSet], out: str | None, option: str = "--out") -> None:
+    """Say what each set holds, with its remarks. Raises InputError if `out` lies among the images of one, where what is
+    written would be read as an image the next time."""
     for image_set in sets:
+        part = Path(os.path.commonpath(image_set.images)).relative_to(image_set.root).parts[:1]
+        top = Path(os.path.realpath(image_set.root.joinpath(*part if image_set.layout != Images.name else ())))
+        here = Path(os.path.realpath(out)) if out else top.parent
+        if top in (here, *here.parents):
+            raise InputError(f"{option} {out}: lies among the images of {image_set.name}; give a folder beside them")
         say(str(image_set))
         for note in image_set.notes:
             say(f"  {note}")
