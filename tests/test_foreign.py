@@ -631,7 +631,7 @@ def test_nothing_is_written_among_the_images_that_are_read(home):
     for command, option, place in (
         ("eval", "--save", "data/day/images/val/scores"),
         ("seg-train", "--out", "data/day/images/run"),
-        ("seg-train", "--ssl --translator darken --out", "data/dark/run"),
+        ("seg-train", "--train-on both --ssl --translator darken --out", "data/dark/run"),
         ("translate-train", "--out", "data/dark/more/run"),
     ):
         line = daynight(f"{COMMANDS[command]} {option} {place}", home).line
