@@ -313,7 +313,7 @@ def check_json(place: Path, heads: list[dict], folder: Path | None) -> None:
         raise InputError(f"--json {place}: {error.strerror}") from None
     fits = target.is_file() or target.is_fifo() or target.is_char_device() if there == target else there.is_dir()
     if not fits or target.is_symlink():  # a link to itself
-        raise InputError(f"--json {place}: {there} is no place to write results to; wanted: a file's name")
+        raise InputError(f"--json {place}: {there} is no place to write results to; wanted: a file's name in a folder")
     there = there.parent if there.is_file() else there  # in which the file is replaced
     if not os.access(there, os.W_OK):
         raise InputError(f"--json {place}: {there} cannot be written to")

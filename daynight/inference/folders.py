@@ -51,41 +51,40 @@ def png_names(paths: Sequence[Path]) -> dict[Path, Path]:
         names |= longer
 
 
-def sample(folders: Folders, name: str) -> dict[str, dict]:
-    """{"images": digests by path} of at most 8 images, always the same ones: those in the record `name`.
-
-    Another tree may have images of the same names. Raises `InputError` where the results are of such images.
-    """
-    root, images, before = folders.root, folders.images, None
-    with suppress(InputError):
-        before = read_json(folders.out / name)
-    made = (before or {}).get("images")
-    if before and not isinstance(made, dict):  # an earlier version kept none
-        return {}
-    chosen = made or [images[i * len(images) // 8].relative_to(root).as_posix() for i in range(8)]
-    found = {path: fingerprint(root, [root / path])[CONTENTS] for path in chosen if (root / path).is_file()}
-    for path in found if made else ():
-        if found[path] != made[path]:
-            what = f"{path} is not the image there that these results are of"
-            raise InputError(
-                f"--out {folders.out}: was made of another tree than {folders.given} ({what}); give another"
-            )
-    return {"images": (made or {}) | found}
-
-
 @contextmanager
-def claimed(out: Path, name: str, record: dict, accelerator, folders: Folders | None = None) -> Iterator[None]:
+def claimed(
+    out: Path, name: str, record: dict, accelerator, folders: Folders | None = None, is_done: Callable = bool
+) -> Iterator[None]:
     """Claim the folder `out` for results of what `record` describes, and wait at the end for all processes.
 
-    Raises `InputError` on every process where the claim is refused: see `claim` and `sample`, of `folders`.
+    `folders`, `is_done`: what the results are made of, and whether there is one for a path. Raises `InputError` on
+    every process where the claim is refused: see `claim` and `sample`.
     """
     with together():
         lock = nullcontext()
         if accelerator.is_main_process:
-            lock = claim(out, name, record | (sample(folders, name) if folders else {}))
+            lock = claim(out, name, record, renewed={"images": sample(folders, name, is_done)} if folders else {})
     with lock:
         yield
         gathered(None)
+
+
+def sample(folders: Folders, name: str, is_done: Callable[[Path], bool]) -> dict[str, str]:
+    """Digests of at most 8 images by their paths, always the same ones: those in the record `name`.
+
+    Another tree may have images of the same names. Raises `InputError` where there are results of such images.
+    """
+    root, images, made = folders.root, folders.images, None
+    with suppress(InputError):
+        made = read_json(folders.out / name).get("images")
+    if not isinstance(made, dict):
+        made = {images[i * len(images) // 8].relative_to(root).as_posix(): None for i in range(8)}
+    found = {path: fingerprint(root, [root / path])[CONTENTS] for path in made if (root / path).is_file()}
+    for path in found:
+        if made[path] not in (None, found[path]) and is_done(root / path):
+            what = f"of another tree than {folders.given}, with other images of the same names (as {path})"
+            raise InputError(f"--out {folders.out}: was made {what}; give another folder")
+    return made | found
 
 
 def unfinished(

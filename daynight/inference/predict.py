@@ -45,9 +45,12 @@ def predict(options: PredictOptions) -> None:
         images = Images(paths)
         return segment(model, images, size, options.batch_size, accelerator, threads, scales, options.flip, sure)
 
-    with claimed(folders.out, "prediction.json", record, accelerator, folders), Writer() as writer:
-        title, done = f"{options.in_} → {folders.out}", lambda path: all(map(is_whole, places(path)))
-        for path, image, prediction, confidence in unfinished(title, folders.images, done, results):
+    def is_done(path: Path) -> bool:
+        return all(map(is_whole, places(path)))
+
+    with claimed(folders.out, "prediction.json", record, accelerator, folders, is_done), Writer() as writer:
+        title = f"{options.in_} → {folders.out}"
+        for path, image, prediction, confidence in unfinished(title, folders.images, is_done, results):
             labels = prediction.cpu().numpy()
             ids = to_label_ids(labels) if options.ids == "labelIds" else labels
             pictures = [Image.fromarray(ids), label_image(labels, classes), overlay(image, labels, classes)]

@@ -44,10 +44,13 @@ def translate(options: TranslateOptions) -> None:
         images, keep_size = Images(paths), not options.size
         return translations(model, images, size, crop, options.batch_size, accelerator, threads, keep_size)
 
-    with claimed(folders.out, "translation.json", record, accelerator, folders):
+    def is_done(path: Path) -> bool:
+        return is_whole(folders.place(path))
+
+    with claimed(folders.out, "translation.json", record, accelerator, folders, is_done):
         with Writer() as writer:
-            title, done = f"{options.in_} → {folders.out}", lambda path: is_whole(folders.place(path))
-            for path, _, image in unfinished(title, folders.images, done, results):
+            title = f"{options.in_} → {folders.out}"
+            for path, _, image in unfinished(title, folders.images, is_done, results):
                 writer.save(image, folders.place(path))
         if accelerator.is_main_process:
             carry(folders, options.size, options.link)

@@ -134,8 +134,8 @@ def check_apart(root: Path, out: Path) -> None:
         raise InputError(f"--out {out}: is --in, lies inside it or holds it; give a folder beside it")
 
 
-def claim(folder: Path, name: str, record: dict, option: str = "--out") -> Lock:
-    """Lock a folder, and record in `folder/name` what its content is made with.
+def claim(folder: Path, name: str, record: dict, option: str = "--out", renewed: dict | None = None) -> Lock:
+    """Lock a folder, and record in `folder/name` what its content is made with, and `renewed` as it is each time.
 
     Raises `InputError` if the folder holds something else or was made with another record, so that results of two
     models never mix, or if another process works there.
@@ -147,11 +147,11 @@ def claim(folder: Path, name: str, record: dict, option: str = "--out") -> Lock:
         if before is None and not is_free(folder):
             raise InputError(f"{option} {folder}: not empty, and not made by this command; give another folder")
         for key in record | before if before is not None else ():
-            if before.get(key) != record.get(key):
+            if before.get(key) != record.get(key) and key not in (renewed or {}):
                 was = f"{key} {before.get(key)}, not {record.get(key)}"
                 raise InputError(f"{option} {folder}: was made with {was}; give another folder")
         lock = Lock(folder, option)
-        if before is None:
+        if before != (record := record | (renewed or {})):
             write_json(path, record)
     except OSError as error:
         raise InputError(f"{option} {folder}: {error.strerror}; give another folder") from error
