@@ -211,9 +211,16 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
         return DeepLabV2(classes.names, classes.colors, *settings, size=options.size, **timm_options)
 
     try:
-        return pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")
+        student = pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")
     except ValueError as error:
         raise InputError(f"--backbone {options.backbone}: {error}") from error
+    network = student.backbone
+    if network.output_stride != options.output_stride:
+        say(f"{options.backbone} runs at output stride {network.output_stride}, its own")
+    if getattr(network, "plan", None) and network.plan.tiles:
+        side = network.plan.multiple
+        say(f"{options.backbone} takes one size and sees tiles of {side}×{side}; --crop {side} fits it")
+    return student
 
 
 @torch.no_grad()

@@ -1,8 +1,20 @@
 """Backbones: VGG-16 as in the paper, or a network of timm; and the normalisation that pretrained networks expect."""
 
+import difflib
+import functools
+import math
+from typing import NamedTuple
+
 import timm
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+TRIED = "vit_small_patch14_dinov2, convnextv2_tiny or pvt_v2_b0"  # of many that will do
+# how networks with positions or windows are told to take images of any size; the first that one knows counts
+SWITCHES = ({"dynamic_img_size": True}, {"strict_img_size": False, "always_partition": True})
+SWITCHES += ({"strict_img_size": False}, {})
+REFUSALS = TypeError, AssertionError, NotImplementedError  # of an argument or an output stride
 
 
 class Normalise(nn.Module):
@@ -17,33 +29,150 @@ class Normalise(nn.Module):
         return (images * 0.5 + 0.5 - self.mean) / self.std
 
 
+class Plan(NamedTuple):
+    """How a network of timm becomes a backbone: `options` of timm; whether it is `plain`, all its blocks of one
+    stride; what height and width must be a `multiple` of; whether it takes one size alone and sees `tiles` of it;
+    whether channels come `last`; the `channels` and the `stride` of its feature map."""
+
+    options: dict = {}
+    plain: bool = False
+    multiple: int = 1
+    tiles: bool = False
+    last: bool = False
+    channels: int = 0
+    stride: int = 0
+
+
+class LastBlocks(nn.Module):
+    """The tokens of a vision transformer's last four blocks, normalised, as a list of B×d×h×w."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.pretrained_cfg = model, model.pretrained_cfg
+        self.indices = model.prune_intermediate_layers([-4, -3, -2, -1], prune_norm=False, prune_head=True)
+        self.info = model.feature_info[-1]
+
+    def forward(self, images):
+        return self.model.forward_intermediates(images, indices=self.indices, norm=True, intermediates_only=True)
+
+
+class AnySize(nn.Module):
+    """A network that takes some sizes only, for all: B×3×H×W → B×channels×⌈H/stride⌉×⌈W/stride⌉.
+
+    Images are padded below and to the right, and the feature map is cut. Of several maps the channels are concatenated.
+    """
+
+    def __init__(self, network: nn.Module, plan: Plan):
+        super().__init__()
+        self.network, self.plan = network, plan
+
+    def forward(self, images):
+        height, width = images.shape[-2:]
+        maps = [x.permute(0, 3, 1, 2) if self.plan.last else x for x in self.network(fitted(images, self.plan))]
+        x = torch.cat(maps, 1) if len(maps) > 1 else maps[0]
+        if self.plan.tiles:
+            down, across = (-(-n // self.plan.multiple) for n in (height, width))
+            x = x.unflatten(0, (-1, down, across)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return x[..., : -(-height // self.plan.stride), : -(-width // self.plan.stride)]
+
+
+def fitted(images, plan: Plan):
+    """B×3×H×W padded below and to the right to what a network takes; or all their tiles, in rows, as a batch."""
+    (height, width), side = images.shape[-2:], plan.multiple
+    x = F.pad(images, (0, -width % side, 0, -height % side))
+    if not plan.tiles:
+        return x
+    x = x.unflatten(2, (-1, side)).unflatten(4, (-1, side))  # B×3×down×side×across×side
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
 def backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
     """The network `name`, without its classifier: B×3×H×W → a feature map, or a list with only this map.
 
     The module has `channels`, `output_stride` (in pixels; its own if it cannot run at the one asked for) and timm's
-    `pretrained_cfg`. Raises `ValueError` for a network that cannot be a backbone.
+    `pretrained_cfg`. Of a plain vision transformer the map is the last four blocks' tokens, normalised and
+    concatenated; of any other network it is the last stage. Raises `ValueError` for a network that cannot be a
+    backbone.
     """
     if name == "vgg16":
         return vgg_backbone(**timm_options)
-    if not timm.is_model(name):
-        raise ValueError(f"timm has no network {name!r}")
-    timm_options |= {"features_only": True, "out_indices": (-1,)}
-    try:
-        try:
-            network = timm.create_model(name, output_stride=output_stride, **timm_options)
-        # networks that run only at their own stride refuse another in one of these ways
-        except (TypeError, AssertionError, NotImplementedError):
-            network = timm.create_model(name, **timm_options)
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, 3, 65, 97))
-            features = network(torch.zeros(1, 3, 64, 96))[-1]
-    except (TypeError, AssertionError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be a backbone: {error or 'it gives no feature maps'}") from None
-    network.channels = network.feature_info.channels()[-1]
-    network.output_stride = 64 // max(1, features.shape[-2])
-    if features.shape[1:] != (network.channels, 64 // network.output_stride, 96 // network.output_stride):
-        raise ValueError(f"{name} cannot be a backbone: its last stage is not a feature map of any input size")
+    if name.partition(".")[0] in timm.list_models(module="mlp_mixer"):
+        why = "it weighs pixels by their places in images of one size"
+        raise ValueError(f"{name} cannot be a backbone: {why}; {TRIED} can")
+    found = plan(name, output_stride)
+    network = build(name, found.options, found.plain, **timm_options)
+    cfg = network.pretrained_cfg
+    if found.plain or found.last or found.multiple > 1:
+        network = AnySize(network, found)
+    network.channels, network.output_stride, network.pretrained_cfg = found.channels, found.stride, cfg
     return network
+
+
+def build(name: str, options: dict, plain: bool, **timm_options) -> nn.Module:
+    """A network that gives a list of feature maps. It has `pretrained_cfg`, and `info` of the last map."""
+    if not plain:
+        network = timm.create_model(name, features_only=True, out_indices=(-1,), **options, **timm_options)
+        network.pretrained_cfg = getattr(network, "model", network).pretrained_cfg
+        network.info = network.feature_info.get_dicts()[-1]
+        return network
+    return LastBlocks(timm.create_model(name, num_classes=0, **options, **timm_options))
+
+
+@functools.cache
+def plan(name: str, output_stride: int | None = None) -> Plan:
+    """Try a network out, without numbers, on the device "meta", at an output stride or its own.
+
+    Raises `ValueError` if it gives no feature map.
+    """
+    if not timm.is_model(name):
+        like = ["pvt_v2_b0"] if name.startswith("mit_b") else difflib.get_close_matches(name, timm.list_models(), 3)
+        hint = f"; SegFormer's is not in it, {like[0]} to pvt_v2_b5 are alike" if name.startswith("mit_b") else ""
+        hint = hint or f"; it has {', '.join(like)}" * bool(like)
+        raise ValueError(f"timm has no network {name!r}{hint}")
+    why, strides = "it gives no feature maps", [{"output_stride": output_stride}, {}] if output_stride else [{}]
+    with torch.device("meta"), torch.no_grad():
+        for options in [switch | stride for stride in strides for switch in SWITCHES]:
+            try:
+                model = timm.create_model(name, num_classes=0, **options)
+            except REFUSALS:
+                continue
+            info = getattr(model, "feature_info", None) or []
+            alike = {(entry["reduction"], entry["num_chs"]) for entry in list(info)[-4:]}
+            plain = len(info) >= 4 and len(alike) == 1 and hasattr(model, "forward_intermediates")
+            try:
+                network = build(name, options, plain).eval()
+            except (*REFUSALS, RuntimeError, AttributeError) as error:
+                why = str(error) or why
+                continue
+            return measure(name, network, options, plain)
+    raise ValueError(f"{name} cannot be a backbone: {why}; {TRIED} can")
+
+
+def measure(name: str, network: nn.Module, options: dict, plain: bool) -> Plan:
+    """The plan of a network whose `options` are known: see `plan`."""
+    info, why = network.info, "it gives no feature map"
+    family, side = type(getattr(network, "model", None)).__name__, network.pretrained_cfg["input_size"][-1]
+    # each multiple on its own, and at last the network's own size alone
+    trials = [(1, False), (info["reduction"], False), (2 * info["reduction"], False), (side, True)]
+    # this family looks positions up in a table, out of which "meta" does not notice that it runs
+    for multiple, tiles in trials[-1:] if family == "MultiScaleVit" else trials:
+        base = multiple if tiles else math.lcm(multiple, 64)
+        odd = [] if tiles else [(65, 97), (67, 131)] if multiple == 1 else [(2 * multiple, 5 * multiple)]
+        try:
+            shapes = {size: network(torch.zeros(1, 3, *size))[-1].shape for size in [(base, base), *odd]}
+            first = shapes[base, base]
+            last = first[1] != info["num_chs"] == first[-1]
+            places, channels = slice(1, 3) if last else slice(2, 4), first[-1 if last else 1]
+            stride = base // first[places][0]
+            for size, shape in shapes.items():
+                wanted = [{n // stride, -(-n // stride)} for n in size]
+                fits = base % stride == 0 and all(n in ends for n, ends in zip(shape[places], wanted, strict=True))
+                if not fits or shape[-1 if last else 1] != channels:
+                    raise ValueError("its last stage is no feature map of the image")
+            return Plan(options, plain, multiple, tiles, last, channels * (4 if plain else 1), stride)
+        except (*REFUSALS, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+            why = str(error) or why
+    raise ValueError(f"{name} cannot be a backbone: {why}; {TRIED} can")
 
 
 def vgg_backbone(**timm_options) -> nn.Sequential:

@@ -1,7 +1,5 @@
 """DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2), or on a timm backbone."""
 
-from functools import partial
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -86,10 +84,17 @@ class DeepLabV2(nn.Module):
         `dropout` holds a generator for each of the last images: their logits under dropout (p = 0.5, §3.3) are the
         second result. The layers before dropout run once, so a training step calls the network once.
         """
-        features = self.backbone(self.normalise(images))
-        hidden = self.head.dilated(features[-1] if isinstance(features, list) else features)
-        resize = partial(F.interpolate, size=images.shape[-2:], mode="bilinear", align_corners=False)
-        logits = resize(self.head.classify([x[:clean] for x in hidden]))
+        features, (height, width) = self.backbone(self.normalise(images)), images.shape[-2:]
+        features = features[-1] if isinstance(features, list) else features
+        # a map of padded images reaches beyond the image
+        padded = isinstance(self.backbone, backbones.AnySize)
+        size = [n * self.backbone.output_stride for n in features.shape[-2:]] if padded else (height, width)
+        hidden = self.head.dilated(features)
+
+        def at_full_size(logits):
+            return F.interpolate(logits, size, mode="bilinear", align_corners=False)[..., :height, :width]
+
+        logits = at_full_size(self.head.classify([x[:clean] for x in hidden]))
         if not dropout:
             return logits
-        return logits, resize(self.head.classify([x[-len(dropout) :] for x in hidden], dropout))
+        return logits, at_full_size(self.head.classify([x[-len(dropout) :] for x in hidden], dropout))

@@ -1,5 +1,6 @@
 """The frozen feature network of Eq. 10 (§3.2)."""
 
+import difflib
 from contextlib import suppress
 from functools import partial
 
@@ -7,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from daynight.models.backbones import Normalise
+from daynight.models.backbones import Normalise, Plan, fitted, plan
 
 
 class _Reached(Exception):
@@ -15,7 +16,8 @@ class _Reached(Exception):
 
 
 class FeatureNetwork(nn.Module):
-    """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w for each layer.
+    """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w for each layer, or
+    B×tokens×d. Of a network that takes one size alone, B counts the tiles of all images.
 
     `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU). The
     pass stops after the last. `timm_options` go to `timm.create_model` (weights). Raises `ValueError` for a layer that
@@ -24,9 +26,13 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, name: str = "vgg19", layers: tuple[str, ...] = ("features.31",), **timm_options):
         super().__init__()
-        if not timm.is_model(name):
-            raise ValueError(f"timm has no network {name!r}")
-        self.network = timm.create_model(name, num_classes=0, **timm_options)
+        try:
+            self.sizes = plan(name)
+        except ValueError:
+            if not timm.is_model(name):
+                raise
+            self.sizes = Plan()  # its layers may do, though it gives no feature map
+        self.network = timm.create_model(name, num_classes=0, **self.sizes.options, **timm_options)
         self.normalise = Normalise(self.network.pretrained_cfg)
         # a module of its own: a checkpoint saves the scales and not the network's weights
         self.norm = nn.Module()
@@ -37,7 +43,8 @@ class FeatureNetwork(nn.Module):
             try:
                 self.network.get_submodule(layer).register_forward_hook(partial(self._keep, layer))
             except AttributeError:
-                raise ValueError(f"{name} has no layer {layer!r}") from None
+                near = difflib.get_close_matches(layer, dict(self.network.named_modules()), 3)
+                raise ValueError(f"{name} has no layer {layer!r}; it has {', '.join(near) or 'others'}") from None
         self.eval().requires_grad_(False)
 
     def _keep(self, layer, _module, _inputs, output):
@@ -51,7 +58,7 @@ class FeatureNetwork(nn.Module):
     def forward(self, images) -> list[torch.Tensor]:
         self.activations = {}
         with suppress(_Reached):
-            self.network(self.normalise(images))
+            self.network(fitted(self.normalise(images), self.sizes))
         return [self.activations[layer] for layer in self.layers]
 
     @torch.no_grad()

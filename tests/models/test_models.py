@@ -299,12 +299,6 @@ def test_a_backbone_that_takes_no_stride_runs_at_its_own():
     assert [branch.dilation[0] for branch in model.head.fc6] == [1, 3, 4, 6]
 
 
-@pytest.mark.parametrize("name", ["no_such_network", "test_vit3", "test_maxvit", "test_coatnet", "test_mambaout"])
-def test_unfit_backbones_are_refused_by_name(name):
-    with pytest.raises(ValueError, match=name):
-        DeepLabV2(["a"], COLORS[:1], name)
-
-
 def test_images_are_normalised_as_the_backbone_was_trained():
     model = DeepLabV2(["a"], COLORS[:1], "test_resnet", hidden=4).eval()
     seen = []
