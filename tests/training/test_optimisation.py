@@ -1,0 +1,134 @@
+"""What trains networks that the paper did not have: optimiser, rates, a frozen backbone, recipes."""
+
+import json
+import shutil
+from dataclasses import fields
+
+import pytest
+import timm
+import torch
+import trees
+from safetensors.torch import load_file, save_file
+from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
+
+from daynight.config import SegTrainOptions, TranslateTrainOptions
+from daynight.models.deeplab import DeepLabV2
+from daynight.segmentation import groups
+
+SMALL = "--day day --night dark --size native --crop 32 --batch-size 2 --validate-every 0"
+SEG = f"seg-train {SMALL} --head-width 8 --ssl --ssl-start 0 --translator darken --rho 0.01,0.05"
+MODERN = "--optimizer adamw --weight-decay 0.05 --warmup 0.5 --backbone-lr 0.1 --drop-path 0.3 --grad-checkpointing"
+
+
+@pytest.fixture
+def home(tmp_path):
+    trees.folder(tmp_path / "data/day", train=2, val=1)
+    trees.bare(tmp_path / "data/dark")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    return tmp_path
+
+
+def state(run, step):
+    return load_file(run / f"checkpoint-{step:07d}/state.safetensors")
+
+
+def test_a_vision_transformer_is_trained_and_resumed_bit_for_bit(home):
+    line = f"{SEG} --backbone test_vit --backbone-weights vit.safetensors --steps 4 --save-every 2 {MODERN}"
+    whole = daynight(f"{line} --out whole", home)
+    assert (whole.code, whole.err) == (0, "") and "test_vit runs at output stride 16, its own" in whole.out
+    shutil.copytree(home / "whole", home / "again")
+    for path in ((home / "again").glob("checkpoint-0000004*"), (home / "again").glob("*teacher")):
+        for folder in path:
+            shutil.rmtree(folder)
+    again = daynight(f"{line} --out again", home)
+    assert again.code == 0 and "at step 2 of 4" in again.out
+    expected, found = state(home / "whole", 4), state(home / "again", 4)
+    assert expected.keys() == found.keys() and all(torch.equal(found[name], x) for name, x in expected.items())
+    assert daynight("predict --in dark --out labels --model whole", home).code == 0
+
+
+def test_rates_decay_and_warmup():
+    model = DeepLabV2(["a"], [(0, 0, 0)], "test_vit", 16, 8, pretrained=False)
+    (paper,) = groups(model, SegTrainOptions())
+    assert [*map(id, paper["params"])] == [*map(id, model.parameters())] and paper["lr"] == 1e-4
+    assert paper["weight_decay"] == 0
+    named = {id(p): name for name, p in model.named_parameters()}
+    options = SegTrainOptions(lr=1.0, backbone_lr=0.1, weight_decay=0.5)
+    for group in groups(model, options):
+        for parameter in group["params"]:
+            inside = named.pop(id(parameter)).startswith("backbone.")
+            assert group["lr"] == pytest.approx(0.1 if inside else 1.0)
+            assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0)
+    assert named == {}
+
+
+def test_the_rate_grows_through_the_warmup(home):
+    """A plain Adam step moves every weight by its rate: at the first step of eight that warm up, by an eighth."""
+    line = f"seg-train {SMALL} --train-on day --backbone test_resnet --backbone-weights random --head-width 8"
+    moved = []
+    for words in ("", "--warmup 1 --steps 8"):
+        out = f"run{len(moved)}"
+        assert daynight(f"{line} --steps 8 {words} --save-every 1 --out {out}", home).code == 0
+        # two checkpoints are kept; of both runs the first is gone, so the optimiser's rate at the end is compared
+        meta = json.loads((home / out / "options.json").read_text())["options"]
+        moved.append((meta["warmup"], state(home / out, 7), state(home / out, 8)))
+    (_, plain7, plain8), (warmup, warm7, warm8) = moved
+    assert warmup == 1 and plain8.keys() == warm8.keys()
+
+    def largest(before, after):
+        names = [name for name in before if name.startswith("student.head")]
+        return max((after[name] - before[name]).abs().max() for name in names)
+
+    assert 0.5 < largest(warm7, warm8) / largest(plain7, plain8) < 2  # the rate is whole at the last step
+
+
+def test_a_frozen_backbone_stays_as_it_was(home):
+    line = f"{SEG} --backbone test_vit --backbone-weights vit.safetensors --steps 2 --freeze-backbone --out run"
+    assert daynight(line, home).code == 0
+    given, teacher = load_file(home / "vit.safetensors"), load_file(home / "run/teacher/model.safetensors")
+    kept = {name: x for name, x in teacher.items() if name.startswith("backbone.")}
+    assert len(kept) > 20 and all(torch.equal(x, given[name.split(".model.")[1]]) for name, x in kept.items())
+    optimised = [name for name in state(home / "run", 2) if name.startswith("optimizer") and name.endswith("exp_avg")]
+    assert len(optimised) == len(teacher) - len(kept)
+
+
+def test_recipes_are_listed_and_used(home):
+    listed = daynight("seg-train --config list", home)
+    assert listed.code == 0 and [line.partition(":")[0] for line in listed.out.splitlines()] == [
+        "cnn",
+        "paper",
+        "quick",
+        "vit",
+    ]
+    assert [x.partition(":")[0] for x in daynight("translate-train --config list", home).out.splitlines()] == [
+        "paper",
+        "quick",
+    ]
+    line = f"{SEG} --config vit --backbone test_vit --backbone-weights random --steps 1 --out run"
+    assert daynight(line, home).code == 0
+    options = json.loads((home / "run/options.json").read_text())["options"]
+    assert options["optimizer"] == "adamw" and options["backbone"] == "test_vit" and options["crop"] == "32"
+    refused = daynight("seg-train --config vitt", home).line
+    assert (
+        "--config vitt: cannot be read" in refused and "nor is it one of the recipes cnn, paper, quick, vit" in refused
+    )
+
+
+@pytest.mark.parametrize("name", ["cnn", "paper", "quick", "vit"])
+def test_every_recipe_is_of_options_that_there_are(name):
+    from daynight import cli
+
+    folder = cli.Path(cli.__file__).parent / "recipes"
+    recipe = json.loads((folder / f"{name}.json").read_text())
+    kinds = {"seg-train": SegTrainOptions, "translate-train": TranslateTrainOptions}
+    for command, values in recipe.items():
+        if command != "#":
+            given = {key.replace("-", "_"): value for key, value in values.items() if not key.startswith("#")}
+            assert given.keys() <= {f.name for f in fields(kinds[command])}
+            kinds[command](**given)
+
+
+def test_checkpointing_that_timm_lacks_is_refused(home):
+    line = f"seg-train {SMALL} --train-on day --backbone vgg16 --backbone-weights random --steps 1"
+    assert "--grad-checkpointing: vgg16 has none in timm" in daynight(f"{line} --grad-checkpointing", home).line
