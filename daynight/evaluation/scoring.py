@@ -16,7 +16,7 @@ from daynight.data.labels import CITYSCAPES, IGNORE, LABEL_ID_OF, Classes, read_
 from daynight.data.sets import ImageSet, announce, describe, image_files, load
 from daynight.data.transforms import resize_label
 from daynight.evaluation.metrics import confusion_matrix, counts
-from daynight.evaluation.results import Result, fingerprint, folder_name, summarise, table, write_page
+from daynight.evaluation.results import Result, both_means, fingerprint, folder_name, summarise, table, write_page
 from daynight.inference.folders import png_names
 from daynight.inference.tiles import reading_threads, segment
 from daynight.models.deeplab import DeepLabV2
@@ -66,6 +66,8 @@ def evaluate(options: EvalOptions) -> list[dict]:
         if accelerator.is_main_process:
             with survived(problems, "the table"):
                 show(table(results))
+                for line in both_means(results):
+                    say(line)
             if saves and not problems:
                 with survived(problems, f"--save {folder}"):
                     write_page(results, sets, folder)
