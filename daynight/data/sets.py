@@ -110,7 +110,7 @@ def load(
     Raises InputError when there is no such data set, split, image or label.
     """
     whole = tagged_night(name, data_root)
-    layout = locate(resolve(whole or name, data_root, option))
+    layout = locate(resolve(whole or name, data_root, option, labelled))
     where = f"{option}: {layout.root}"
     if time in ("day", "twilight") and (whole or layout.night_only):
         raise InputError(f"{where}: {layout.name} has night images only; give it as a night set")

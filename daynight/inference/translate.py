@@ -1,11 +1,8 @@
 """`translate`: a tree of images, and its labels with it (§3.2)."""
 
-import fcntl
 import os
-import shutil
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from PIL import Image
 
@@ -21,7 +18,7 @@ from daynight.models.generator import Generator
 from daynight.models.hub import find_model, identity, load_model
 from daynight.system.console import say
 from daynight.system.errors import InputError
-from daynight.system.files import replace
+from daynight.system.files import copy, replace
 from daynight.system.processes import make_accelerator
 
 
@@ -80,13 +77,3 @@ def carry(folders: Folders, size: str | None, link: bool) -> None:
                 continue
         replace(target, partial(copy, path))
     say(f"{len(files):,} label files and their like came along")
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file. Where the file system can, the copy shares the blocks on disk until one of the two changes."""
-    FICLONE = 0x40049409  # of Linux: ioctl_ficlone(2)
-    with open(source, "rb") as old, open(target, "wb") as new:
-        try:
-            fcntl.ioctl(new, FICLONE, old.fileno())
-        except OSError:
-            shutil.copyfileobj(old, new)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from daynight.data.hub_sets import is_data_set, unpack
 from daynight.data.layouts import LAYOUTS
 from daynight.data.layouts.folder import Images
 from daynight.data.layouts.layout import SHOWN, Layout, folders, is_image
@@ -11,16 +12,20 @@ from daynight.system.errors import InputError
 BY_SHORT_NAME = {layout.short: layout for layout in LAYOUTS}
 
 
-def resolve(name: str, data_root: Path, option: str) -> Path:
+def resolve(name: str, data_root: Path, option: str, labelled: bool = False) -> Path:
     """The folder of a data set: a path if it exists, else the name (a closing slash dropped) under data_root.
+
+    Of a data set of Hugging Face's it is the folder into which `unpack` puts its images; `labelled`: see there.
 
     Raises InputError with the option, the folder expected and what to do.
     """
+    if name.startswith("hf:"):
+        return unpack(name, option, labelled)
     folder, short = data_root / name.rstrip("/"), name.rstrip("/")
     # os.path, not Path: False rather than an exception for what cannot be looked at
     there = [path for path in (Path(name), folder) if name and os.path.exists(path)]
     for path in filter(os.path.isdir, there):
-        return path
+        return unpack(str(path), option, labelled) if is_data_set(path) else path
     if there:
         raise InputError(f"{option}: {there[0]} is a file; expected the folder of a data set")
     what = BY_SHORT_NAME[short].name if short in BY_SHORT_NAME else "it"
