@@ -41,7 +41,6 @@ KINDS = {
         'daynight.load_generator("USER/REPOSITORY")\ntranslated = model(Image.open("street.jpg"))  # of the same size',
     ),
 }
-HUB_SET = re.compile(r"hf:([\w.-]+(?:/[\w.-]+)?)(?=[@:#]|$)")  # a data set on the Hub, as options name it
 # what results must share to be of the same measurement
 SETTINGS = ("images", "size", "labels", "mean", "label_set", "scales", "flip")
 
@@ -74,7 +73,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     named = [(option, text.rpartition(": ")) for option, texts in record.get("sets", {}).items() for text in texts]
     data = ModelCardData(
         library_name="daynight", pipeline_tag=task, tags=tags, license="unknown", base_model=base_model(options),
-        datasets=sorted({found[1] for _, (name, *_) in named if (found := HUB_SET.match(name))}) or None,
+        datasets=sorted({found for _, (name, *_) in named if (found := hub_set(name))}) or None,
     )  # fmt: skip
     sets = [f"- `{option}` {in_text(f'{public(name)}: {held}')}" for option, (name, _, held) in named]
     parts = [
@@ -104,6 +103,12 @@ def base_model(options) -> str | None:
         return hub_id(options.init)
     pretrained = getattr(options, "backbone_weights", None) == "pretrained"
     return timm.get_pretrained_cfg(options.backbone).hf_hub_id if pretrained else None
+
+
+def hub_set(name: str) -> str | None:
+    """The Hub's repository of a data set that an option names (`hf:USER/NAME…`); None for a folder."""
+    found = re.match(r"hf:([\w-][\w.-]*(?:/[\w.-]+)?)(?=[@:#]|$)", name)
+    return found[1] if found and not os.path.exists(found[1]) else None
 
 
 def words(options) -> str:
@@ -192,9 +197,8 @@ def table(results: list) -> str:
 def public(value: object) -> str:
     """An option's value as others may read it: the last part of what names a path."""
     text = str(value)
-    if HUB_SET.match(text):
-        return text
-    return os.path.basename(os.path.abspath(text)) if os.sep in text or os.path.exists(text) else text
+    is_path = (os.sep in text or os.path.exists(text)) and not hub_set(text)
+    return os.path.basename(os.path.abspath(text)) if is_path else text
 
 
 def in_text(name: str) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import threading
@@ -199,7 +200,7 @@ def test_a_training_and_a_score(form, home):
     trained = daynight(f"seg-train --day {form} --out runs/{out} {TRAIN}", home)
     assert (trained.code, trained.err) == (0, ""), trained
     assert f"{form}: folder, train, 4 images, 4 labels (trainIds), 3 classes" in trained.out
-    unpacked = re.findall(f"{form}: 6 images and 6 labels unpacked into (.*)", trained.out)
+    unpacked = re.findall(f"{form}: 6 images unpacked into (.*)", trained.out)
     assert len(unpacked) == 1 and Path(unpacked[0]).is_relative_to(home / "cache/datasets/daynight")
     scored = daynight(f"eval --model runs/{out} --dataset {form} --dataset own --json {out}.json", home)
     assert (scored.code, scored.err) == (0, "") and "unpacked" not in scored.out, scored
@@ -246,8 +247,12 @@ def test_a_revision_and_a_configuration(home):
 
 
 def test_without_the_hub(home, monkeypatch):
+    """What has been read before is read from the cache."""
+    before = unpack("hf:someone/streets", "--day", True)
     for module in (constants, datasets.config):
         monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+    hub_sets._from_hub.cache_clear()
+    assert unpack("hf:someone/streets", "--day", True) == before
     assert "hf:someone/elsewhere" in daynight("eval --dry-run --dataset hf:someone/elsewhere", home).line
 
 
@@ -270,7 +275,7 @@ def read(folder, labelled=True):
 def refused(folder, labelled=True, name="{}"):
     with pytest.raises(hub_sets.InputError) as error:
         load(name.format(folder), Path("data"), "--day", labelled=labelled)
-    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
     return str(error.value)
 
 
@@ -278,17 +283,20 @@ def test_the_columns(saved):
     for names in ({"image": "pixel_values", "label": "semantic_seg"}, {"image": "photo", "label": "gt"}):
         assert len(read(saved(*NAMES, **names)).images) == 4
     unclear = saved(*NAMES, image="before", label="after")
-    assert "2 image columns (before, after)" in refused(unclear) and "#IMAGE_COLUMN,LABEL" not in refused(unclear)
+    assert "image columns: before, after, among" in refused(unclear) and "#IMAGE_COLUMN,LABEL" not in refused(unclear)
     chosen = load(f"hf:{unclear}#before,after", Path("data"), "--day", labelled=True)
     assert any(chosen.labels) and not any(load(f"hf:{unclear}#before", Path("data"), "--day").labels)
-    assert "no image columns before,nothing" in refused(unclear, name="hf:{}#before,nothing")
+    assert "image columns: before, after, among" in refused(unclear, name="hf:{}#before,nothing")
     alone = saved(*NAMES, label=None, caption=(Value("string"), "a street"))
-    assert "columns: image, caption" in refused(alone) and len(read(alone, labelled=False).images) == 4
+    assert (
+        "no column of label images among image, caption" in refused(alone)
+        and len(read(alone, labelled=False).images) == 4
+    )
 
 
 def test_a_table_without_images(tmp_path):
     Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
-    assert "no image column among text" in refused(tmp_path)
+    assert "image columns: none, among text" in refused(tmp_path)
 
 
 def test_a_file_that_another_tool_wrote(home, tmp_path):
@@ -314,7 +322,7 @@ def test_the_classes(saved, home):
     shutil.copy(home / "data/own/classes.json", both)
     assert read(both).classes.names == tuple(NAMES)
     told = refused(saved())
-    assert "classes.json" in told and "id2label.json" in told and "'label'" in told
+    assert "classes.json" in told and "id2label.json" in told and "classes of label;" in told
     (both / "classes.json").write_text("{")
     assert "classes.json: not JSON" in refused(both)
 
@@ -333,7 +341,7 @@ def test_ids_that_are_no_classes(saved, tmp_path):
     with Image.open(found.labels[0]) as label:
         assert np.asarray(label)[0, [0, 15, 30, 60]].tolist() == [255, 255, 0, 1]
     (folder / "id2label.json").write_text(json.dumps({"0": "void", "2": "sky"}))
-    assert re.search(r"label of train, 00\d: id 7 is not in id2label.json", refused(folder))
+    assert re.search(r"labels/train/00\d.png: value 7 is no id of id2label.json; expected 0 to 2", refused(folder))
     (folder / "id2label.json").write_text('{"road": "0"}')
     assert 'id2label.json: expected {"0": "road"' in refused(folder)
 
@@ -346,7 +354,7 @@ def test_names_of_files(tmp_path):
     cells = [{"bytes": file.getvalue(), "path": name} for name in names]
     Dataset.from_dict({"image": cells}, features=Features({"image": datasets.Image()})).save_to_disk(tmp_path / "set")
     found = sorted(path.name for path in load(str(tmp_path / "set"), tmp_path, "--night").images)
-    assert found == ["000001.png", "000002.webp", "000003.png", "000005.jpg", "a.jpg", "b.jpg", "d.PNG", "noun.webp"]
+    assert found == ["000001.png", "000002.png", "000003.png", "000005.jpg", "a.jpg", "b.jpg", "d.PNG", "noun.png"]
 
 
 def test_what_has_changed_is_read_again(home, tmp_path):
@@ -368,36 +376,30 @@ def test_an_image_that_is_not_there_is_named(home, tmp_path):
     assert "gone.jpg" in refused(tmp_path, labelled=False)
 
 
-def test_what_was_cut_short_is_not_taken(saved, home, monkeypatch):
-    """An error leaves nothing; what a killed process left is replaced; of two at once, one writes."""
-    folder, written = str(saved(*NAMES)), []
-    save = hub_sets._save
+def test_what_was_cut_short_is_not_taken(saved, monkeypatch):
+    """An error leaves nothing; what a killed process left is replaced; of three at once, one writes."""
+    folder, writes, found = str(saved(*NAMES)), [], []
+    files, sync, places = hub_sets._files, os.sync, []
 
-    def fail(value, place, where):
-        written.append(place)
-        if len(written) > 5:
-            raise OSError(28, "No space left on device")
-        save(value, place, where)
+    def fail(*given):
+        yield from list(files(*given))[:5]
+        places.extend(Path(datasets.config.HF_DATASETS_CACHE, "daynight").glob(".daynight-*.part"))
+        raise OSError(28, "No space left on device")
 
-    def slow(*given):
-        written.append(given)
-        save(*given)
-
-    monkeypatch.setattr(hub_sets, "_save", fail)
-    assert "No space left on device" in refused(folder) and "HF_DATASETS_CACHE" in refused(folder)
-    partial = next(parent for parent in written[0].parents if parent.name.startswith(".daynight-"))
+    monkeypatch.setattr(hub_sets, "_files", fail)
+    told = refused(folder)
+    assert "No space left on device" in told and "HF_DATASETS_CACHE" in told
+    [partial] = places
     assert not partial.exists()
-    (partial / "images/train").mkdir(parents=True)
-    (partial / "images/train/left.jpg").write_bytes(b"")
-    monkeypatch.setattr(hub_sets, "_save", slow)
-    written.clear()
-    found = []
+    trees.image(partial / "images/train/left.jpg")
+    monkeypatch.setattr(hub_sets, "_files", files)
+    monkeypatch.setattr(os, "sync", lambda: (writes.append(1), sync()))
     threads = [threading.Thread(target=lambda: found.append(unpack(folder, "--day", True))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 3 and len(set(found)) == 1 and len(written) == 12
+    assert len(found) == 3 and len(set(found)) == 1 and len(writes) == 1
     assert not partial.exists() and not (found[0] / "images/train/left.jpg").exists()
 
 
@@ -407,3 +409,10 @@ def test_a_table_of_another_kind_makes_no_data_set(tmp_path):
     (tmp_path / "night/metadata.csv").write_text("place,time\nBern,night\n")
     found = load(str(tmp_path / "night"), tmp_path, "--night")
     assert found.layout == "images" and len(found.images) == 3
+
+
+@pytest.mark.parametrize("layout", ["folder", "cityscapes"])
+def test_a_table_beside_a_known_layout_changes_nothing(layout, tmp_path):
+    root = getattr(trees, layout)(tmp_path / "set")
+    Dataset.from_dict({"embedding": [1.0]}).to_parquet(root / "embeddings.parquet")
+    assert len(read(root).images) == 4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from daynight.data.hub_sets import is_data_set, unpack
 from daynight.data.layouts import LAYOUTS
-from daynight.data.layouts.folder import Images
+from daynight.data.layouts.folder import Folder, Images
 from daynight.data.layouts.layout import SHOWN, Layout, folders, is_image
 from daynight.system.errors import InputError
 
@@ -25,7 +25,8 @@ def resolve(name: str, data_root: Path, option: str, labelled: bool = False) -> 
     # os.path, not Path: False rather than an exception for what cannot be looked at
     there = [path for path in (Path(name), folder) if name and os.path.exists(path)]
     for path in filter(os.path.isdir, there):
-        return unpack(str(path), option, labelled) if is_data_set(path) else path
+        published = _recognise(path) not in (None, Folder)
+        return path if published or not is_data_set(path) else unpack(str(path), option, labelled)
     if there:
         raise InputError(f"{option}: {there[0]} is a file; expected the folder of a data set")
     what = BY_SHORT_NAME[short].name if short in BY_SHORT_NAME else "it"
