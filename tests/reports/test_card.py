@@ -257,14 +257,14 @@ def test_names_of_classes_do_not_break_the_card(home, tmp_path):
     ({"init": "someone/model@v1"}, "someone/model"),
     ({"init": "runs/seg"}, None),
 ])  # fmt: skip
-def test_the_header_names_base_model_and_data_sets(options, base, home, tmp_path):
+def test_the_header_names_base_model_and_data_sets(options, base, home, tmp_path, monkeypatch):
     model, options = tmp_path / "seg/teacher", SegTrainOptions(steps=4, day="hf:someone/day@v1:small", **options)
     draw_model(model, trees.CLASSES, 0)
     record = json.loads((home / "runs/seg/options.json").read_text())
-    sets = {
-        "--day": ["hf:someone/day@v1:small: folder, train, 1 image"],
-        "--night": ["hf:x/n: images, 2 images", "dark"],
-    }
+    (tmp_path / "data/sets").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    nights = [f"{name}: images, 2 images" for name in ("hf:x/n", "dark", f"hf:{tmp_path}/data/sets", "hf:data/sets")]
+    sets = {"--day": ["hf:someone/day@v1:small: folder, train, 1 image"], "--night": nights}
     (tmp_path / "seg/options.json").write_text(json.dumps(record | {"sets": sets}))
     write_card(model, 4, tmp_path / "seg", options)
     card = ModelCard.load(model / "README.md")
