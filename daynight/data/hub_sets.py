@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from huggingface_hub import HfApi, constants, errors, hf_hub_download
 from PIL import Image
 
 from daynight.data.formats import IMAGE_SUFFIXES
@@ -113,12 +114,18 @@ def _from_disk(folder: Path, config: str | None):
 
 @functools.cache  # a command sees one revision
 def _from_hub(repository: str, config: str | None, revision: str | None):
-    return _library().load_dataset(repository, config, revision=revision)
+    datasets = _library()
+    try:
+        # one request with a time limit: without a network, load_dataset would try six times for each file
+        HfApi().dataset_info(repository, revision=revision, timeout=10)
+    except errors.HfHubHTTPError:  # the Hub has answered, and refused; load_dataset says it better
+        pass
+    except Exception:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True  # for the rest of this command
+    return datasets.load_dataset(repository, config, revision=revision)
 
 
 def _beside(root: str, revision: str | None, name: str) -> Path | None:
-    from huggingface_hub import errors, hf_hub_download
-
     if os.path.isdir(root):
         return Path(root, name) if os.path.isfile(Path(root, name)) else None
     with suppress(errors.EntryNotFoundError):

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -247,13 +248,17 @@ def test_a_revision_and_a_configuration(home):
 
 
 def test_without_the_hub(home, monkeypatch):
-    """What has been read before is read from the cache."""
+    """What has been read before is read from the cache; the rest is refused at once."""
     before = unpack("hf:someone/streets", "--day", True)
-    for module in (constants, datasets.config):
-        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
     hub_sets._from_hub.cache_clear()
+    for module, name in ((constants, "ENDPOINT"), (datasets.config, "HF_ENDPOINT")):
+        monkeypatch.setattr(module, name, "http://127.0.0.1:9")
+    for module in (constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)  # so that it is put back
+    began = time.monotonic()
     assert unpack("hf:someone/streets", "--day", True) == before
     assert "hf:someone/elsewhere" in daynight("eval --dry-run --dataset hf:someone/elsewhere", home).line
+    assert time.monotonic() - began < 5
 
 
 @pytest.fixture
