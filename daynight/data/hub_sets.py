@@ -22,6 +22,8 @@ from daynight.system.errors import InputError, Unlabelled
 from daynight.system.files import copy, marked, read_json, write_json
 
 SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)}|train|val|test)(?![a-z])", re.IGNORECASE)  # in a path
+PART = re.compile(r"(.+)-\d{5}-of-\d{5}")  # as the Hub names parquet files
 LABEL = re.compile(r"label|mask|annot|seg|ground.?truth|(^|_)gt(_|$)", re.IGNORECASE)  # in a column's name
 VOID = {"unlabeled", "unlabelled", "void", "ignore", "ignored"}  # names in id2label.json of what is no class
 SPELLING = "hf:USER/NAME[@REVISION][:CONFIG][#IMAGE_COLUMN[,LABEL_COLUMN]]"
@@ -31,7 +33,7 @@ SAVED = "dataset_dict.json", "state.json"  # by `save_to_disk`
 def is_data_set(folder: Path) -> bool:
     """Whether `datasets` reads this folder: one of `save_to_disk`, of parquet files (without images/), or of images
     with a metadata.csv or metadata.jsonl that names them (`file_name`)."""
-    parquet = () if os.path.isdir(folder / "images") else ("*.parquet", "*/*.parquet")
+    parquet = () if os.path.isdir(folder / "images") else ("*.parquet", "*/*.parquet", "*/*/*.parquet")
     if any(any(folder.glob(pattern)) for pattern in (*SAVED, *parquet)):
         return True
     names = ("metadata.csv", "metadata.jsonl", "*/metadata.csv", "*/metadata.jsonl")
@@ -52,7 +54,8 @@ def unpack(name: str, option: str, labelled: bool = False) -> Path:
     features = next(iter(splits.values())).features
     columns = _columns(features, chosen, where)
     if labelled and len(columns) < 2:
-        raise Unlabelled(f"{where}: no column of label images among {', '.join(features)}; wanted: {SPELLING}")
+        wanted = f"wanted: {SPELLING}, in a metadata.csv label_file_name"
+        raise Unlabelled(f"{where}: no column of label images among {', '.join(features)}; {wanted}")
     classes, ids = _classes(features, beside) if len(columns) > 1 else (None, None)
     if labelled and not classes:
         wanted = 'classes.json, or id2label.json ({"0": "road", …}), beside its files'
@@ -107,9 +110,23 @@ def _from_disk(folder: Path, config: str | None):
     datasets = _library()
     if any(os.path.isfile(folder / name) for name in SAVED):
         return datasets.load_from_disk(folder)
+    files = sorted(folder.rglob("*.parquet"))
+    splits, table = {}, not files and any(folder.glob("metadata.*"))
     if config or (folder / "README.md").is_file():  # its header may name configurations and files
         return datasets.load_dataset(str(folder), config)
-    return datasets.load_dataset("parquet" if any(folder.rglob("*.parquet")) else "imagefolder", data_dir=str(folder))
+    if table:  # `datasets` would pass it over where the images lie in a folder for each split
+        data = datasets.load_dataset("imagefolder", data_files=str(folder / "**"), split="train")
+        first = next((x for x, kind in data.features.items() if isinstance(kind, datasets.Image)), None)
+        files = [x["path"] for x in data.cast_column(first, datasets.Image(decode=False))[first]] if first else []
+    if not files:
+        return datasets.load_dataset(str(folder))
+    for i, path in enumerate(files):
+        path = Path(path)
+        found = PART.fullmatch(path.stem) or SPLIT.search(path.relative_to(folder).as_posix())
+        splits.setdefault(found[1].lower() if found else "train", []).append(i if table else str(path))
+    if table:
+        return {split: data.select(rows) for split, rows in splits.items()}
+    return datasets.load_dataset("parquet", data_files=splits)  # a classes.json beside them is no data
 
 
 @functools.cache  # a command sees one revision

@@ -29,6 +29,8 @@ from daynight.data import hub_sets
 from daynight.data.hub_sets import unpack
 from daynight.data.labels import CITYSCAPES
 from daynight.data.sets import load
+from daynight.models.generator import Generator
+from daynight.models.hub import save_model
 
 FORMS = ("saved", "parquet", "csv", "jsonl", "hf:someone/streets")
 TRAIN = "--size native --crop 32 --steps 2 --batch-size 2 --backbone test_resnet --backbone-weights random"
@@ -114,8 +116,10 @@ class Hub(BaseHTTPRequestHandler):
                 if found
                 else self.send(b"", 404, {"X-Error-Code": "EntryNotFound"})
             )
+        if kind == "tree" and not (root / name).is_dir():
+            return self.send(b"", 404, {"X-Error-Code": "EntryNotFound"})
         if kind == "tree":
-            paths = (root / name).iterdir()
+            paths = (root / name).rglob("*") if "recursive=true" in self.path else (root / name).iterdir()
         else:
             paths = filter(Path.exists, (root / name for name in getattr(self, "asked", ())))
         content = [
@@ -171,6 +175,7 @@ def home(tmp_path_factory):
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server, pytest.MonkeyPatch.context() as patch:
         server.repositories = {
             "someone/streets": home / "repository",
+            "someone/folder": home / "data/csv",
             "someone/configs": home / "configs",
             "someone/script": home / "script",
             "someone/gated": "gated",
@@ -225,6 +230,11 @@ def test_files_stay_as_they_are(form, home):
 
 def test_a_tree_is_written_of_one(home, tmp_path):
     """`predict` and `translate` write ordinary folders."""
+    save_model(Generator(1, 4, size="24", crop="16"), tmp_path / "translator/day2night")
+    assert daynight(f"translate --in csv --out {tmp_path}/night --model {tmp_path}/translator", home).code == 0
+    assert str(load(f"{tmp_path}/night", home, "--day", splits=None, labelled=True)).endswith(
+        "night: folder, val, 2 images, 2 labels (trainIds), 3 classes"
+    )
     assert daynight(f"predict --in parquet --out {tmp_path}/labels --model three", home).code == 0
     assert len(list(tmp_path.glob("labels/ids/images/*/*.png"))) == 6
     assert not list((home / "data/parquet").glob("**/*.jpg"))
@@ -232,6 +242,7 @@ def test_a_tree_is_written_of_one(home, tmp_path):
 
 def test_a_revision_and_a_configuration(home):
     assert load("hf:someone/streets@v1", home, "--day").images
+    assert len(load("hf:someone/folder", home, "--day", labelled=True).labels) == 4
     assert len(load("hf:someone/configs:b", home, "--night").images) == 4
     for line, words in {
         "hf:someone/configs": "['a', 'b']",
@@ -297,6 +308,22 @@ def test_the_columns(saved):
         "no column of label images among image, caption" in refused(alone)
         and len(read(alone, labelled=False).images) == 4
     )
+
+
+@pytest.mark.parametrize("names, splits", [
+    (("0000.parquet", "more/0001.parquet"), {"train": 8}),
+    (("default/training/0.parquet", "default/dev/0.parquet"), {"train": 4, "val": 4}),
+    (("data/valid-00000-of-00001.parquet", "data/latest-00000-of-00001.parquet"), {"val": 4, "latest": 4}),
+    (("Train.parquet", "streets_test.parquet"), {"train": 4, "test": 4}),
+])  # fmt: skip
+def test_parquet_files_by_any_name(names, splits, home, tmp_path):
+    """Tables of classes beside them are no data."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(home / "configs/a/train.parquet", tmp_path / name)
+    shutil.copy(home / "data/own/classes.json", id2label(tmp_path, *NAMES))
+    found = {s: len(load(str(tmp_path), tmp_path, "--day", splits=(s,), labelled=True).images) for s in splits}
+    assert found == splits
 
 
 def test_a_table_without_images(tmp_path):
@@ -406,6 +433,24 @@ def test_what_was_cut_short_is_not_taken(saved, monkeypatch):
         thread.join()
     assert len(found) == 3 and len(set(found)) == 1 and len(writes) == 1
     assert not partial.exists() and not (found[0] / "images/train/left.jpg").exists()
+
+
+def test_one_table_for_all_splits(home, tmp_path):
+    root = shutil.copytree(home / "data/own", tmp_path / "set")
+    paths = sorted(path.relative_to(root).as_posix() for path in root.glob("images/**/*.jpg"))
+    for split in ("train", "val"):
+        (root / f"images/{split}").rename(root / split)
+        (root / f"labels/{split}").rename(root / f"{split}/gt")
+    for folder in ("images", "labels"):
+        (root / folder).rmdir()
+    names = [path.removeprefix("images/") for path in paths]
+    pairs = [f"{name},{name.replace('/', '/gt/', 1).replace('jpg', 'png')}" for name in names]
+    (root / "metadata.csv").write_text("\n".join(["file_name,mask_file_name", *pairs, ""]))
+    found = load(str(root), tmp_path, "--dataset", splits=None, labelled=True)
+    assert (found.split, len(found.images)) == ("val", 2) and len(read(root).labels) == 4
+    # paths in a column of text are no images
+    (root / "metadata.csv").write_text("\n".join(["file_name,mask", *pairs, ""]))
+    assert "among image, mask; wanted" in refused(root) and "label_file_name" in refused(root)
 
 
 def test_a_table_of_another_kind_makes_no_data_set(tmp_path):
