@@ -60,7 +60,7 @@ def unpack(name: str, option: str, labelled: bool = False) -> Path:
     if labelled and not classes:
         wanted = 'classes.json, or id2label.json ({"0": "road", …}), beside its files'
         raise InputError(f"{where}: nothing tells the classes of {columns[1]}; put {wanted}")
-    made_of = [[data._fingerprint for data in splits.values()], columns, classes, ids and ids.train_ids.tolist()]
+    made_of = [{x: data._fingerprint for x, data in splits.items()}, columns, classes, ids and ids.train_ids.tolist()]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     short = re.sub(r"[^\w.-]+", "-", place)[-80:].strip("-")
     folder = Path(_library().config.HF_DATASETS_CACHE, "daynight", f"{short}-{digest}")
@@ -91,7 +91,7 @@ def _read(place: str, where: str) -> tuple[dict, dict[str, Path]]:
     if not os.path.isdir(place) and (found := re.fullmatch(r"([^@:]+)(?:@([^:]+))?(?::(.+))?", place)):
         root, revision, config = found.groups()
     try:
-        data = _from_disk(Path(root), config) if os.path.isdir(root) else _from_hub(root, config, revision)
+        data = _from_disk(Path(root), config, revision) if os.path.isdir(root) else _from_hub(root, config, revision)
         beside = {name: _beside(root, revision, name) for name in ("classes.json", "id2label.json")}
     # `datasets` raises exceptions of any kind; that nothing was generated has a cause that says more
     except Exception as error:
@@ -106,27 +106,27 @@ def _read(place: str, where: str) -> tuple[dict, dict[str, Path]]:
     return splits, beside
 
 
-def _from_disk(folder: Path, config: str | None):
-    datasets = _library()
-    if any(os.path.isfile(folder / name) for name in SAVED):
+def _from_disk(folder: Path, config: str | None, revision: str | None):
+    datasets, saved, readme = _library(), any(os.path.isfile(folder / name) for name in SAVED), folder / "README.md"
+    if revision or config and saved:
+        raise ValueError("a folder has no revisions, and one of save_to_disk no configurations")
+    if saved:
         return datasets.load_from_disk(folder)
-    files = sorted(folder.rglob("*.parquet"))
-    splits, table = {}, not files and any(folder.glob("metadata.*"))
-    if config or (folder / "README.md").is_file():  # its header may name configurations and files
+    if config or readme.is_file() and "data_files" in readme.read_text(errors="replace"):
         return datasets.load_dataset(str(folder), config)
-    if table:  # `datasets` would pass it over where the images lie in a folder for each split
-        data = datasets.load_dataset("imagefolder", data_files=str(folder / "**"), split="train")
-        first = next((x for x, kind in data.features.items() if isinstance(kind, datasets.Image)), None)
-        files = [x["path"] for x in data.cast_column(first, datasets.Image(decode=False))[first]] if first else []
+    # splits are told apart here: `datasets` passes over a metadata.csv beside their folders, and takes classes.json for
+    # data where no file is named after a split
+    rows, splits, files = None, {}, sorted(folder.rglob("*.parquet"))
     if not files:
-        return datasets.load_dataset(str(folder))
+        rows = datasets.load_dataset("imagefolder", data_files=str(folder / "**"), split="train")
+        first = next(x for x, kind in rows.features.items() if isinstance(kind, datasets.Image))
+        files = [Path(x["path"]) for x in rows.cast_column(first, datasets.Image(decode=False))[first]]
     for i, path in enumerate(files):
-        path = Path(path)
-        found = PART.fullmatch(path.stem) or SPLIT.search(path.relative_to(folder).as_posix())
-        splits.setdefault(found[1].lower() if found else "train", []).append(i if table else str(path))
-    if table:
-        return {split: data.select(rows) for split, rows in splits.items()}
-    return datasets.load_dataset("parquet", data_files=splits)  # a classes.json beside them is no data
+        found = PART.fullmatch(path.stem) or SPLIT.search(os.path.relpath(path, folder))
+        splits.setdefault(found[1].lower() if found else "train", []).append(i if rows else str(path))
+    if rows:
+        return {split: rows.select(numbers) for split, numbers in splits.items()}
+    return datasets.load_dataset("parquet", data_files=splits)
 
 
 @functools.cache  # a command sees one revision

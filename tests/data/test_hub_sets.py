@@ -252,6 +252,8 @@ def test_a_revision_and_a_configuration(home):
         "hf:someone/gated": "hf auth login",
         "hf:someone/script": "script",
         "hf:": "hf:USER/NAME",
+        "hf:data/saved:a": "no configurations",
+        "hf:data/csv@v1": "no revisions",
         "hf:data/own/classes.json": "hf:USER/NAME",
     }.items():
         found = daynight(f"eval --dry-run --dataset {line}", home)
@@ -322,6 +324,7 @@ def test_parquet_files_by_any_name(names, splits, home, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(home / "configs/a/train.parquet", tmp_path / name)
     shutil.copy(home / "data/own/classes.json", id2label(tmp_path, *NAMES))
+    (tmp_path / "README.md").write_text("# Streets")
     found = {s: len(load(str(tmp_path), tmp_path, "--day", splits=(s,), labelled=True).images) for s in splits}
     assert found == splits
 
