@@ -7,11 +7,14 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from itertools import islice
 from pathlib import Path
 
-from daynight.data.labels import CITYSCAPES, Classes, LabelKind, read_classes
-from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, Layout, counted
+from daynight.data.labels import CITYSCAPES, Classes, LabelKind
+from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, SPLIT, Layout, counted, is_image, walk
 from daynight.data.layouts.tree import locate, resolve, tagged_night
+from daynight.data.tables import TABLES
 from daynight.system.console import say, warn
 from daynight.system.errors import InputError, Unlabelled
 
@@ -52,7 +55,7 @@ class ImageSet:
     def fingerprint(self) -> dict[str, str]:
         """That of images and labels, see `fingerprint`, and of what the labels' ids mean."""
         kind, told = self.label_kind, [x.read_bytes() for x in sorted(self.root.glob("config*.json")) if x.is_file()]
-        meaning = f"{kind} {kind.train_ids.tolist()} {self.classes} {told}" if kind else ""
+        meaning = f"{kind.meaning} {self.classes} {told}" if kind else ""
         found = {" (classes.json, label ids)": hashlib.sha256(meaning.encode()).hexdigest()[:12]}
         return fingerprint(self.root, self.images + self.labels) | found
 
@@ -165,15 +168,17 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
         notes.append(f"labels are {kind.refused} ({min(files.values()).relative_to(root)}) and not used")
         kind = None
     if labelled and not kind:
-        message = f"{where}: no labels for the images in {looked_in}; expected {layout.expected()}"
+        message = f"{where}: no labels for the images in {looked_in}; {looked_for(layout, images)}"
         raise Unlabelled("; ".join([message, *notes]))
-    classes, file = None if layout.own_classes else CITYSCAPES, root / "classes.json"
+    classes = None if layout.own_classes else CITYSCAPES
     if kind and layout.own_classes:
-        if labelled or file.exists():
-            classes = read_classes(file)
-        else:
-            notes.append("labels are not used, as there is no classes.json")
-            kind = None
+        classes, kind, remarks = layout.meaning(kind, sorted(files.values()), labels)
+        notes += remarks
+        if not kind:
+            missing = f"there is no classes.json in {root}, and none of {', '.join(TABLES)}"
+            if labelled:
+                raise InputError(f"{where}: labels without names of classes: {missing}")
+            notes.append(f"labels are not used, as {missing}")
 
     paths = [files.get(keys.get(image)) if kind else None for image in images]
     if labelled and None in paths:
@@ -182,6 +187,19 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
     notes, ending = (f"{name}: {note}" for note in notes), layout.pattern.split(FILE)[1]
     images, paths, notes = map(tuple, (images, paths, notes))
     return ImageSet(name, root, layout.name, split, images, paths, kind, classes, notes, ending)
+
+
+def looked_for(layout: Layout, images: Sequence[Path]) -> str:
+    """Where labels were looked for, and the file that is nearest to being one of them, in words."""
+    tried = dict.fromkeys(pattern.split(FILE)[0].replace(SPLIT, "<split>") or "beside" for _, pattern in layout.labels)
+    ends = dict.fromkeys(pattern.split(FILE)[1] for _, pattern in layout.labels)
+    told = f"looked in {' '.join(tried)} for *{', *'.join(filter(None, ends))}; " * bool(tried)
+    own = {*images}
+    others = islice((path for path in walk(layout.root) if is_image(path) and path not in own), 2000)
+    others = {path.relative_to(layout.root).as_posix(): path.stem for path in others}
+    scores = {name: SequenceMatcher(None, images[0].stem, stem).ratio() for name, stem in others.items()}
+    near = max(scores, key=scores.get, default=None)
+    return f"{told}expected {layout.expected()}" + f"; the nearest file is {near}" * bool(near and scores[near] > 0.3)
 
 
 def describe(name: str, data_root: Path, option: str, labels=None, asked: str | None = None) -> list[str]:
@@ -234,6 +252,7 @@ def companions(root: Path) -> tuple[Path, ...]:
     layout = locate(root)
     beside = ("classes.json", "config*.json", "LICENSE*")
     files = {path for pattern in beside for path in layout.root.glob(pattern) if path.is_file()}
+    files.update(path for path in layout.class_tables() if layout.root in path.parents)
     for part in layout.parts():
         patterns = (pattern for kind, pattern in part.labels if not kind.refused)
         files.update(path for pattern in patterns for _, path in part.files(pattern))

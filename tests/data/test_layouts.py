@@ -343,7 +343,10 @@ def test_folders_like_those_of_mapillary_vistas_are_of_other_classes(tmp_path):
     """Nothing says what the ids of such labels mean, so they are never mapped."""
     root = trees.mapillary_vistas(tmp_path / "mine", versions=("1.2",))
     (root / "config.json").write_text('{"labels": []}')
-    assert "several data sets" in message(load, "mine", tmp_path, "--day", labelled=True)
+    said = message(load, "mine", tmp_path, "--day", labelled=True)
+    assert "no classes.json" in said and "id2label.json" in said
+    night = load("mine", tmp_path, "--night", time="night")
+    assert (night.split, len(night.images), set(night.labels)) == ("train", 3, {None})
 
 
 def test_a_part_of_mapillary_vistas(tmp_path):
