@@ -127,8 +127,8 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     else by index. Raises InputError with the file's name when the file is unreadable, a JPEG, in colours that are not
     known, of another size than its image, or holds a value that is no class.
     """
-    kind = KINDS.get(kind, kind)
-    if not isinstance(kind, LabelKind) or kind.refused:
+    kind = kind if isinstance(kind, LabelKind) else KINDS.get(kind)
+    if not kind or kind.refused:
         raise ValueError(f"label kind {kind!r}")
     wanted = f"{kind.value}s in one channel, {IGNORE} = ignore"
     try:

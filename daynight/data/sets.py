@@ -194,7 +194,7 @@ def looked_for(layout: Layout, images: Sequence[Path]) -> str:
     tried = dict.fromkeys(pattern.split(FILE)[0].replace(SPLIT, "<split>") or "beside" for _, pattern in layout.labels)
     ends = dict.fromkeys(pattern.split(FILE)[1] for _, pattern in layout.labels)
     told = f"looked in {' '.join(tried)} for *{', *'.join(filter(None, ends))}; " * bool(tried)
-    own = {*images}
+    own = {path for _, path in layout.files(layout.pattern)}
     others = islice((path for path in walk(layout.root) if is_image(path) and path not in own), 2000)
     others = {path.relative_to(layout.root).as_posix(): path.stem for path in others}
     scores = {name: SequenceMatcher(None, images[0].stem, stem).ratio() for name, stem in others.items()}

@@ -71,9 +71,9 @@ class Folder(Layout):
         return iter(found)
 
     def choose(self, images: list[Path], splits, time, where):
-        inside = [self.splits[split] for split in splits]
-        before = [self.pattern.split(FILE)[0].replace(f"{SPLIT}/", f"{name}/" if name else "") for name in inside]
-        return images, [note for place in before for note in remarks(self.root / place, images)][:4]
+        names = [self.splits[split] for split in splits if split in self.splits]
+        before = [self.pattern.split(FILE)[0].replace(f"{SPLIT}/", f"{name}/" if name else "") for name in names]
+        return images, [note for place in before for note in remarks(self.root / place, images)]
 
     def class_tables(self) -> list[Path]:
         """In root, in the folder of a split or of labels; above root where root is a split."""

@@ -5,8 +5,9 @@ from daynight.data.layouts.layout import Layout
 
 
 class KITTI(Layout):
+    """Its 200 images without labels (testing/) are not read."""
+
     name, short = "KITTI", "kitti"
-    split_names = {"training": "train", "testing": "test"}
-    images = ("{split}/image_2/**/*",)
-    labels = ((LABEL_IDS, "{split}/semantic/**/*.png"),)
-    signs = ("training/semantic", "training/image_2", "testing/image_2")
+    images = ("training/image_2/**/*",)
+    labels = ((LABEL_IDS, "training/semantic/**/*.png"),)
+    signs = ("training/semantic",)
