@@ -199,7 +199,9 @@ def looked_for(layout: Layout, images: Sequence[Path]) -> str:
     others = {path.relative_to(layout.root).as_posix(): path.stem for path in others}
     scores = {name: SequenceMatcher(None, images[0].stem, stem).ratio() for name, stem in others.items()}
     near = max(scores, key=scores.get, default=None)
-    return f"{told}expected {layout.expected()}" + f"; the nearest file is {near}" * bool(near and scores[near] > 0.3)
+    told += f"the nearest file is {near}; " * bool(near and scores[near] > 0.3)
+    more = "; examples/import_labels.py converts labelme's polygons and pictures with their labels side by side"
+    return f"{told}expected {layout.expected()}{more * layout.own_classes}"
 
 
 def describe(name: str, data_root: Path, option: str, labels=None, asked: str | None = None) -> list[str]:
@@ -211,7 +213,7 @@ def describe(name: str, data_root: Path, option: str, labels=None, asked: str | 
         found = load(name, data_root, option, splits=asked and (asked,), labels=labels)
         return [str(found), *found.notes]
     layout = locate(resolve(name, data_root, option))
-    lines, scored = [f"{name}: {note}" for note in layout.notes], []
+    lines, scored, bare = [f"{name}: {note}" for note in layout.notes], [], None
     for part in layout.parts():
         part.notes, imageless = (), part.imageless()  # the notes are said above
         for split in dict.fromkeys((*part.splits, *imageless)):
@@ -223,12 +225,15 @@ def describe(name: str, data_root: Path, option: str, labels=None, asked: str | 
             times = Counter(filter(None, map(part.time_of, found.images)))
             lines += [str(found), *found.notes]
             lines += [f"  {time}: {counted(times[time], 'image')}" for time in sorted(times)]
+            bare = bare or found.images
             if found.label_kind and split == (asked or _scored(part.splits)):
                 scored = [f"{name}: eval scores {part.name}, {split}"]
     try:
         layout.choose([], ["<split>"], "night", name)
     except InputError as error:  # which files would tell the time of day
         lines.append(str(error))
+    if bare and not scored:
+        lines.append(f"{name}: no labels to score; {looked_for(layout.labelled(), bare)}")
     return lines + scored
 
 

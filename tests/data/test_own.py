@@ -35,3 +35,98 @@ def test_a_form_is_read_as_it_is(tmp_path, draw):
     assert all((label == stripes(scored.classes)).all() for label in read_all(scored))
     assert not {*image_files(root)} & {*companions(root)} and {*train.labels} <= {*companions(root)}
     assert any("eval scores" in line for line in describe("own", tmp_path, "--dataset"))
+
+
+@pytest.mark.parametrize(
+    "draw, given, words",
+    [
+        (forms.cvat, "SegmentationClass", ("holds labels of folder", "give ")),
+        (forms.cvat, "SegmentationObject", ("SegmentationObject: ", "label map")),
+        (forms.camvid, "train_labels", ("000_L.png is a label map",)),
+        (forms.mmseg, "ann_dir/val", ("holds labels of folder",)),
+        (forms.kitti, "training/semantic_rgb", ("000000_10.png is a label map",)),
+        (forms.cityscapes_sample, "", ("6 of 8 images", "nearly is Cityscapes", "leftImg8bit/<split>/")),
+        (forms.kaggle_pairs, "", ("side by side", "import_labels.py")),
+        (forms.nightcity, "NightCity-label", ("holds labels of NightCity",)),
+    ],
+)
+def test_a_label_map_is_no_photograph(tmp_path, draw, given, words):
+    draw(tmp_path / "own")
+    said = message(load, f"own/{given}", tmp_path, "--night", time="night")
+    assert all(word in said for word in words), said
+
+
+MIXES = {  # of names of the label maps
+    "x/{}.png": "beside",
+    "out/{}_mask.png": "by its name",
+    "{}_labelIds.png": "by its name",
+    "gt_fine/a/{}.png": "by its name",
+    "x/SegmentationClass/{}.png": "by its name",
+    "masks_png/{}.png": "by its name",
+}
+
+
+@pytest.mark.parametrize("command", ["eval --dry-run --dataset own", "predict --in own --out out --model none"])
+@pytest.mark.parametrize("mask", MIXES)
+def test_a_mixed_tree_is_refused_by_every_command(tmp_path, mask, command):
+    for i in range(3):
+        forms.photo(tmp_path / f"own/night/street {i}.jpg")
+        forms.ids(tmp_path / "own" / mask.format(f"street {i}"), (0, 1, 2, 255))
+    (tmp_path / "own/night/more.jpg").write_bytes((tmp_path / "own/night/street 0.jpg").read_bytes())
+    line = daynight(command, tmp_path).line
+    assert "label map" in line and mask.format("street 0") in line
+    assert "the photographs are in own/night" in line or mask.startswith(("{", "x/Seg")), line
+
+
+def test_photographs_of_any_kind_are_taken(tmp_path):
+    """Grey and thermal cameras; names that end as labels do; folders that are named as those of labels."""
+    for i in range(3):
+        Image.open(forms.photo(tmp_path / "x.png")).convert("L").save(tmp_path / "x.png")
+        for place in ("grey/{}.png", "thermal/cam/{}.png"):
+            target = tmp_path / place.format(i)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((tmp_path / "x.png").read_bytes())
+        trees.image(tmp_path / f"depth camera/{i}_color.png")
+        trees.image(tmp_path / f"stereo/{i}_l.png")
+        trees.image(tmp_path / f"gta5/{i}.png")
+        trees.image(tmp_path / f"labels/{i}.png")
+        trees.image(tmp_path / f"clips/{i}/000.jpg")
+    for given in ("grey", "thermal", "depth camera", "stereo", "gta5", "labels", "clips"):
+        assert len(load(f"{tmp_path}/{given}", tmp_path, "--night", time="night").images) == 3, given
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    root = tmp_path / "night"
+    for i in range(3):
+        trees.image(root / f"{i}.jfif" if i else root / "@eaDir/0.jpg")
+        (root / f"{i}.heic").write_bytes(b"")
+        trees.image(root / "__MACOSX" / f"{i}.jpg")
+        (root / f"{i}.AVIF").write_bytes(b"")
+    pages = [Image.open(trees.image(root / "a.png")) for _ in range(3)]
+    pages[0].save(root / "a.tif", save_all=True, append_images=pages[1:])
+    night = load("night", tmp_path, "--night", time="night")
+    assert names(night.images, root) == ["1.jfif", "2.jfif", "a.png", "a.tif"]
+    assert night.notes[0] == "night: 6 files not read: .avif .heic"
+    assert "a.tif has 3 frames, of which the first is read" in night.notes[1]
+
+
+def test_twelve_bits_in_sixteen_are_said(tmp_path):
+    for name, most in (("dark", 4095), ("full", 65535)):
+        for i in range(2):
+            levels = np.linspace(0, most, 512).astype(np.uint16).reshape(16, 32)
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(levels).save(tmp_path / f"{name}/{i}.png")
+    assert "values up to 4095 of 65535" in load("dark", tmp_path, "--night").notes[0]
+    assert load("full", tmp_path, "--night").notes == ()
+
+
+def test_no_labels_says_where_they_were_looked_for(tmp_path):
+    root = forms.masks(tmp_path / "own", "_maske", "labels")
+    said = message(load, "own", tmp_path, "--day", labelled=True)
+    for words in ("labels/<split>/", "*_mask, ", "the nearest file is labels/00", "_maske.png", "import_labels.py"):
+        assert words in said, said
+    result = daynight("eval --dry-run --dataset own", tmp_path)
+    assert "the nearest file is labels/00" in result.out and "nothing to score" in result.out
+    (root / "classes.json").unlink()
+    forms.labelme(tmp_path / "labelme")
+    assert "import_labels.py converts labelme's polygons" in message(load, "labelme", tmp_path, "--day", labelled=True)

@@ -73,7 +73,10 @@ class Folder(Layout):
     def choose(self, images: list[Path], splits, time, where):
         names = [self.splits[split] for split in splits if split in self.splits]
         before = [self.pattern.split(FILE)[0].replace(f"{SPLIT}/", f"{name}/" if name else "") for name in names]
-        return images, [note for place in before for note in remarks(self.root / place, images)]
+        parts = {self.root / place: [] for place in before}
+        for path in images:
+            parts[next(place for place in parts if place == self.root or place in path.parents)].append(path)
+        return images, [note for place, inside in parts.items() for note in remarks(place, inside)]
 
     def class_tables(self) -> list[Path]:
         """In root, in the folder of a split or of labels; above root where root is a split."""

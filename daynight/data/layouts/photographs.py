@@ -63,6 +63,10 @@ def check_photographs(root: Path, images: Sequence[Path]) -> None:
             found = f"{names[0]} looks like the label map of {names[1]}: one channel, the same stem"
             rest = [path for path in images if path.parent != single[0].parent]
             raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
+    looked = [images[i] for i in _some(len(images), 5)]
+    if looked and all(map(_is_pair, looked)):
+        found = f"{looked[0].relative_to(root).as_posix()} is a photograph and its label map side by side"
+        raise InputError(f"{root}: {found}; examples/import_labels.py makes images/ and labels/ of such pictures")
 
 
 def remarks(folder: Path, images: Sequence[Path]) -> list[str]:
@@ -110,6 +114,21 @@ def _has_few_values(path: Path) -> bool:
         if image.mode.startswith("I"):
             return len(np.unique(np.asarray(image))) <= 64
         return image.getcolors(64) is not None
+    return False
+
+
+def _is_pair(path: Path) -> bool:
+    """Whether one half of an image has few colours, as a label map has, and the other at least four times as many.
+
+    Counted are those that make up nine tenths of the pixels, 32 levels a channel, so that JPEGs count as well.
+    """
+    with suppress(Exception), open_image(path) as image:
+        pixels, counts = np.asarray(image.convert("RGB")).astype(np.uint32) >> 3, []
+        middle = pixels.shape[1] // 2
+        for half in (pixels[:, :middle], pixels[:, middle:]):
+            _, shares = np.unique((half << np.array([10, 5, 0], np.uint32)).sum(2), return_counts=True)
+            counts.append(int((np.sort(shares)[::-1].cumsum() < 0.9 * shares.sum()).sum()) + 1)
+        return min(counts) <= 20 and max(counts) >= 4 * max(min(counts), 4)
     return False
 
 
