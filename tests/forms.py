@@ -184,7 +184,11 @@ def labelme(root: Path) -> Path:
     for i in range(3):
         photo(root / f"{i:03}.jpg")
         shapes = [
-            {"label": name, "shape_type": "polygon", "points": [[8 * k, 0], [8 * k + 7, 0], [8 * k + 7, 15], [8 * k, 15]]}
+            {
+                "label": name,
+                "shape_type": "polygon",
+                "points": [[8 * k, 0], [8 * k + 7, 0], [8 * k + 7, 15], [8 * k, 15]],
+            }
             for k, (name, _) in enumerate(trees.CLASSES)
         ]
         content = {"imagePath": f"{i:03}.jpg", "imageHeight": 16, "imageWidth": 32, "shapes": shapes}

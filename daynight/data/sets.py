@@ -228,12 +228,12 @@ def describe(name: str, data_root: Path, option: str, labels=None, asked: str | 
             bare = bare or found.images
             if found.label_kind and split == (asked or _scored(part.splits)):
                 scored = [f"{name}: eval scores {part.name}, {split}"]
+    if bare and not scored:
+        lines.append(f"{name}: no labels to score; {looked_for(layout.labelled(), bare)}")
     try:
         layout.choose([], ["<split>"], "night", name)
     except InputError as error:  # which files would tell the time of day
         lines.append(str(error))
-    if bare and not scored:
-        lines.append(f"{name}: no labels to score; {looked_for(layout.labelled(), bare)}")
     return lines + scored
 
 

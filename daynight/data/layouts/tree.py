@@ -65,8 +65,8 @@ def locate(root: Path) -> Layout:
         if any(given == folder or given in folder.parents or folder in given.parents for folder in inside):
             continue
         labels = [pattern for _, pattern in layout.labels if pattern.split(FILE)[0] not in places]
-        flat = [above / pattern.split(SPLIT)[0] for pattern in labels if not pattern.startswith(SPLIT)]
-        for folder in (*folders(above, *labels), *filter(os.path.isdir, flat)):
+        flat = tuple(above / pattern.split(SPLIT)[0] for pattern in labels if not pattern.startswith(SPLIT))
+        for folder in (*folders(above, *labels), *flat * any(map(os.path.isdir, tops))):
             if given == folder or given in folder.parents or folder in given.parents:
                 raise InputError(f"{root}: holds labels of {layout.name}; give {above}")
 
