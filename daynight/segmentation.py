@@ -24,7 +24,7 @@ from daynight.reports.previews import grid, label_image
 from daynight.system.console import say
 from daynight.system.errors import InputError
 from daynight.training.checkpoint import Checkpoint
-from daynight.training.dry_run import check_files
+from daynight.training.dry_run import check_files, check_labels
 from daynight.training.health import TeacherHealth
 from daynight.training.run import Run, ramp
 from daynight.training.validation import Best, SegmentationValidation, fingerprints, held_out
@@ -74,6 +74,7 @@ def train(options: SegTrainOptions) -> None:
         found = [replace(days[n], name="translations", images=p.images.paths) for n, p in draw.translated().items()]
         checked = held | {"--validate-on": [labelled] if labelled else []}
         check_files(sets | {"--translated": found}, checked, ("--day", "--validate-on"), options)
+    check_labels(days["day"])
     others = {"--translated": [isinstance(source, Folder) and source], "--validate-on": [labelled]}
     loaded = {"--translator": translator, "--init": options.init and student}
     loaded["--backbone-weights"] = options.backbone_weights != "random" and student.backbone

@@ -14,7 +14,7 @@ from pathlib import Path
 from daynight.data.labels import CITYSCAPES, Classes, LabelKind
 from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, SPLIT, Layout, counted, is_image, walk
 from daynight.data.layouts.tree import locate, resolve, tagged_night
-from daynight.data.tables import TABLES
+from daynight.data.tables import NAMES, TABLES, find_table, read_meaning
 from daynight.system.console import say, warn
 from daynight.system.errors import InputError, Unlabelled
 
@@ -262,6 +262,14 @@ def companions(root: Path) -> tuple[Path, ...]:
         patterns = (pattern for kind, pattern in part.labels if not kind.refused)
         files.update(path for pattern in patterns for _, path in part.files(pattern))
     return tuple(sorted(files))
+
+
+def own_classes(root: Path) -> Classes | None:
+    """The classes of own data by a table beside them, None where there is no table."""
+    layout = locate(root)
+    tables = dict.fromkeys(path.parent for path in layout.class_tables())
+    table, own = find_table(tables), find_table(tables, NAMES[:1])
+    return read_meaning(table, own)[0] if table or own else None
 
 
 def counterparts(images: Sequence[Path], root: Path, translated: Path) -> tuple[list[Path], list[Path]]:

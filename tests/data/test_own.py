@@ -10,6 +10,8 @@ from test_layouts import message, names
 
 from daynight.data.labels import read_label
 from daynight.data.sets import companions, describe, image_files, load
+from daynight.models.generator import Generator
+from daynight.models.hub import save_model
 
 
 def read_all(image_set):
@@ -130,3 +132,63 @@ def test_no_labels_says_where_they_were_looked_for(tmp_path):
     (root / "classes.json").unlink()
     forms.labelme(tmp_path / "labelme")
     assert "import_labels.py converts labelme's polygons" in message(load, "labelme", tmp_path, "--day", labelled=True)
+
+
+SEG = (
+    "seg-train --day own --train-on day --steps 2 --batch-size 2 --size 32 --crop 16 --backbone test_resnet "
+    "--head-width 8 --backbone-weights random --validate-every 0 --save-every 2 --precision no --out run "
+)
+
+
+@pytest.mark.parametrize("dry", ["", "--dry-run"])
+@pytest.mark.parametrize(
+    "of, words",
+    [
+        ((255, 255, 255, 255), "ignore every pixel"),
+        ((0, 0, 255, 255), "no class but 'sky' and 255 = ignore: is class 1 stored as 255?"),
+        ((1, 1, 1, 1), "hold no class but 'road'"),
+    ],
+)
+def test_labels_that_cannot_train_are_refused_before_the_first_step(tmp_path, of, words, dry):
+    root = forms.mmseg(tmp_path / "own")
+    for path in root.glob("ann_dir/train/*"):
+        forms.ids(path, of)
+    assert words in daynight(SEG + dry, tmp_path).line
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_that_never_occur_are_said(tmp_path):
+    root = forms.mmseg(tmp_path / "own")
+    for path in root.glob("ann_dir/train/*"):
+        forms.ids(path, (0, 1, 1, 255))
+    result = daynight(SEG + "--dry-run", tmp_path)
+    assert result.code == 0 and "own: in 3 labels looked at never occur: car" in result.out, result
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("translator") / "day2night"
+    save_model(Generator(1, 4, "bilinear", "native"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("draw", [forms.cvat, forms.roboflow, forms.split_first, forms.camvid, forms.city_colors])
+@pytest.mark.parametrize("size", ["", "--size 8x16"])
+def test_a_translation_carries_labels_of_any_suffix_and_their_meaning(tmp_path, draw, size, translator):
+    root = draw(tmp_path / "own")
+    result = daynight(f"translate --in own --out own_night --model {translator} {size}", tmp_path)
+    assert result.code == 0, result
+    before, after = (load(name, tmp_path, "--day", labelled=True) for name in ("own", "own_night"))
+    assert names(after.labels, after.root) == names(before.labels, root) and after.classes == before.classes
+    scale = 2 if size else 1
+    for label in (read_label(path, after.label_kind, after.classes) for path in after.labels):
+        assert (label == stripes(after.classes)[::scale, ::scale]).all()
+    assert (tmp_path / "own_night/classes.json").exists() == (draw is not forms.city_colors)
+
+
+@pytest.mark.parametrize("draw", [forms.cvat, forms.roboflow, forms.kitti])
+def test_a_form_is_trained_on_and_scored(tmp_path, draw):
+    draw(tmp_path / "own")
+    assert daynight(SEG, tmp_path).code == 0
+    result = daynight("eval --model run --dataset own", tmp_path)
+    assert result.code == 0 and "mIoU" in result.out, result
