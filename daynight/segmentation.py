@@ -11,6 +11,7 @@ from daynight import losses
 from daynight.config import SegTrainOptions, numbers, pair
 from daynight.data.cache import open_cache
 from daynight.data.layouts.tree import resolve
+from daynight.data.lists import listed
 from daynight.data.sampling import Skipped, batches, generator
 from daynight.data.sets import ImageSet, announce, check_disjoint, counterparts, load, thinned
 from daynight.data.transforms import to_image
@@ -148,7 +149,9 @@ def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSe
     if options.unlabelled_day:
         splits = ("train", "train_extra")
         sets["--unlabelled-day"] = [load(options.unlabelled_day, root, "--unlabelled-day", splits=splits, time="day")]
-    check_disjoint(sets["--day"] + sets["--unlabelled-day"], night_sets)
+    parts = iter(listed([s for some in sets.values() for s in some], options.list_))
+    sets = {option: [next(parts) for _ in some] for option, some in sets.items()}
+    check_disjoint(sets["--day"] + sets["--unlabelled-day"], sets["--night"])
     announce([s for some in sets.values() for s in some])
     sets, held = held_out(options, sets, root, labelled=("--day",))
     return sets, held, labelled_set(options, sets["--day"][0], root)

@@ -125,7 +125,9 @@ def load(
     for split in layout.imageless() if splits is None else ():
         if split not in chosen and _scored({*layout.splits, split}) == split:
             warn(f"{where}: {split} has labels and no images, so {chosen[0] or layout.root} is read")
-    return _gather(name, layout, chosen, option, time, labels, labelled)
+    found = _gather(name, layout, chosen, option, time, labels, labelled)
+    other = f"{name}: not the 87 images that papers call BDD100K-night; examples/data.md (--list) has those"
+    return replace(found, notes=(*found.notes, other)) if whole else found
 
 
 def _choose(layout: Layout, splits: Sequence[str] | None, where: str) -> list[str | None]:

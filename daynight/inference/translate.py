@@ -32,7 +32,7 @@ def translate(options: TranslateOptions) -> None:
     Images that are there and whole are skipped. Images keep their size, unless `options.size` gives one.
     """
     accelerator = make_accelerator(options.precision)
-    folders = find(options.in_, options.data_root, options.out)
+    folders = find(options.in_, options.data_root, options.out, options.list_)
     judge = Judge(options.audit, accelerator) if options.audit else None
     part = "night2day" if options.reverse else "day2night"
     model = load_model(options.model, part, "--model", Generator).to(accelerator.device)

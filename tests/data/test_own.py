@@ -192,3 +192,60 @@ def test_a_form_is_trained_on_and_scored(tmp_path, draw):
     assert daynight(SEG, tmp_path).code == 0
     result = daynight("eval --model run --dataset own", tmp_path)
     assert result.code == 0 and "mIoU" in result.out, result
+
+
+@pytest.mark.parametrize("entries", ["seg/labels/{0}_train_id.png", "{0}", "images/10k/{0}.jpg", "./{0}.jpg"])
+def test_a_list_takes_a_part_of_all_splits(tmp_path, entries):
+    """As MGCDA's list of 87 images of BDD100K: names of labels, of train and val."""
+    trees.bdd100k(tmp_path / "data/bdd", forms.SIZE, ten_k=2)
+    lines = [entries.format(name) for name in ("train/train-10k-001", "val/val-000")]
+    forms.write(tmp_path / "night.txt", "\n".join(lines) + "\n\n")
+    result = daynight("eval --dry-run --dataset bdd --list night.txt", tmp_path)
+    assert result.code == 0 and "scored: bdd: BDD100K 10k, train+val, 2 images, 2 labels" in result.out, result
+    forms.write(tmp_path / "one.txt", "val-000")
+    result = daynight("eval --dry-run --dataset bdd --list one.txt --list night.txt", tmp_path)
+    assert "val, 2 images, 2 labels" in result.out, result
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval --dry-run --dataset own",
+        "eval --model none --dataset own",
+        SEG,
+        "predict --in own --out out --model none",
+        "translate-train --day own --night own --out out",
+    ],
+)
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("000\n\nnone.jpg", "--list names.txt: line 3, 'none.jpg', names no image of"),
+        ("", "--list names.txt: is empty"),
+        (None, "--list names.txt: cannot be read"),
+    ],
+)
+def test_a_list_that_names_no_image_is_refused(tmp_path, command, text, words):
+    forms.masks(tmp_path / "own")
+    if text is not None:
+        forms.write(tmp_path / "names.txt", text)
+    assert words in daynight(f"{command} --list names.txt", tmp_path).line
+
+
+def test_a_name_that_two_images_have_is_refused(tmp_path):
+    forms.colored(tmp_path / "own")
+    forms.write(tmp_path / "names.txt", "train/002\n000.jpg")
+    said = daynight("eval --dry-run --dataset own --list names.txt", tmp_path).line
+    assert "line 2, '000.jpg', names several images of own" in said
+
+
+def test_the_listed_part_is_trained_on_and_translated(tmp_path, translator):
+    forms.mmseg(tmp_path / "own")
+    trees.bare(tmp_path / "night")
+    forms.write(tmp_path / "names.txt", "img_dir/train/001.jpg\n002\n")
+    result = daynight(SEG + "--list names.txt", tmp_path)
+    assert result.code == 0 and "own: folder, train, 2 images, 2 labels" in result.out, result
+    assert "own: 2 of 3 images are listed" in result.out
+    forms.write(tmp_path / "names.txt", "train/001")
+    result = daynight(f"translate --in own --out out --model {translator} --list names.txt", tmp_path)
+    assert result.code == 0 and [path.name for path in (tmp_path / "out/img_dir").rglob("*.jpg")] == ["001.jpg"]
