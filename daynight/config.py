@@ -91,7 +91,8 @@ check_factors = checked(lambda value: all(0 < n <= 16 for n in factors(value)), 
 
 def lists():
     """The field `list_`, --list."""
-    return Data([], "File of names or stems, one a line: read only these images of a set that has some; repeatable.")
+    help = "File of names or stems, one a line: read only these images of a set that has some; repeatable."
+    return Data([], help, free=True)  # a resumed run checks which images are read
 
 
 @dataclass(kw_only=True)

@@ -138,13 +138,13 @@ def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None
 
 def check_data(options: EvalOptions) -> None:
     """Say what each data set holds, and read every label that would be scored."""
-    parts = [load_set(name, options, labelled=True) for name in options.dataset] if options.list_ else []
-    parts = {part.name: part for part in listed(parts, options.list_)}
+    some = [load_set(name, options, labelled=True) for name in options.dataset] if options.list_ else []
+    some = {part.name: part for part in listed(some, options.list_)}
     for name in options.dataset:
         for line in describe(name, Path(options.data_root), "--dataset", options.labels, options.split):
             say(line)
-        image_set = parts.get(name) or load_set(name, options, labelled=False)
-        if name in parts:
+        image_set = some.get(name) or load_set(name, options, labelled=False)
+        if name in some:
             say(f"scored: {image_set}")
         if not image_set:
             say(f"{name}: no labels, so nothing to score")
