@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from daynight.data.formats import open_image
 from daynight.data.layouts.layout import FILE, Layout, counted, walk
@@ -118,18 +119,25 @@ def _has_few_values(path: Path) -> bool:
 
 
 def _is_pair(path: Path) -> bool:
-    """Whether one half of an image has few colours, as a label map has, and the other at least four times as many.
-
-    Counted are those that make up nine tenths of the pixels, 32 levels a channel, so that JPEGs count as well.
-    """
     with suppress(Exception), open_image(path) as image:
-        pixels, counts = np.asarray(image.convert("RGB")).astype(np.uint32) >> 3, []
-        middle = pixels.shape[1] // 2
-        for half in (pixels[:, :middle], pixels[:, middle:]):
-            _, shares = np.unique((half << np.array([10, 5, 0], np.uint32)).sum(2), return_counts=True)
-            counts.append(int((np.sort(shares)[::-1].cumsum() < 0.9 * shares.sum()).sum()) + 1)
-        return min(counts) <= 20 and max(counts) >= 4 * max(min(counts), 4)
+        return halves(image.convert("RGB")) is not None
     return False
+
+
+def halves(image: Image.Image) -> tuple[Image.Image, Image.Image] | None:
+    """The photograph and the label map in colours that lie side by side in an RGB image; None where there is no such.
+
+    One half has few colours, the other at least four times as many. Counted are those that make up nine tenths of its
+    pixels, 32 levels a channel, so that JPEGs count as well.
+    """
+    middle, counts = image.width // 2, {}
+    for left in (0, middle):
+        half = image.crop((left, 0, left + middle, image.height))
+        packed = ((np.asarray(half).astype(np.uint32) >> 3) << np.array([10, 5, 0], np.uint32)).sum(2)
+        shares = np.sort(np.unique(packed, return_counts=True)[1])[::-1].cumsum()
+        counts[int((shares < 0.9 * packed.size).sum()) + 1] = half
+    few, many = min(counts), max(counts)
+    return (counts[many], counts[few]) if few <= 20 and many >= 4 * max(few, 4) else None
 
 
 def _largest(path: Path) -> float:
