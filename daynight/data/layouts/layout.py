@@ -91,13 +91,15 @@ class Layout:
             name = self.folders[split]
             inside = pattern.replace(SPLIT, name) if name else pattern.replace(f"{SPLIT}/", "")
             before, ending = inside.split(FILE)
-            for path in walk(self.root / before):
-                stem = path.relative_to(self.root / before).as_posix()
-                # only patterns of labels have a suffix
-                stem = stem if "." in ending else stem.removesuffix(path.suffix)
-                ends = stem[len(stem) - len(ending) :].lower() == ending.lower()
-                if ends if "." in ending else is_image(path) and (ends or not is_label):
-                    yield (split, stem[: len(stem) - len(ending)] if ends else stem), path
+            folder, length, dotted = self.root / before, len(ending), "." in ending  # only patterns of labels are
+            for path in walk(folder):
+                if not (dotted or is_image(path)):
+                    continue
+                stem = path.relative_to(folder).as_posix()
+                stem = stem if dotted else stem.removesuffix(path.suffix)
+                ends = stem[len(stem) - length :].lower() == ending.lower()
+                if ends or not is_label:
+                    yield (split, stem[: len(stem) - length] if ends else stem), path
 
     def imageless(self) -> list[str]:
         """The splits that have labels and no images, as an interrupted unpacking leaves them."""
