@@ -13,19 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, errors, hf_hub_download
-from PIL import Image
 
 from daynight.data.formats import IMAGE_SUFFIXES
-from daynight.data.labels import CITYSCAPES, IGNORE, LabelKind, read_classes, read_label
 from daynight.system.console import counted, say
 from daynight.system.errors import InputError, Unlabelled
-from daynight.system.files import copy, marked, read_json, write_json
+from daynight.system.files import copy, marked
 
 SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLITS)}|train|val|test)(?![a-z])", re.IGNORECASE)  # in a path
 PART = re.compile(r"(.+)-\d{5}-of-\d{5}")  # as the Hub names parquet files
 LABEL = re.compile(r"label|mask|annot|seg|ground.?truth|(^|_)gt(_|$)", re.IGNORECASE)  # in a column's name
-VOID = {"unlabeled", "unlabelled", "void", "ignore", "ignored"}  # names in id2label.json of what is no class
 SPELLING = "hf:USER/NAME[@REVISION][:CONFIG][#IMAGE_COLUMN[,LABEL_COLUMN]]"
 SAVED = "dataset_dict.json", "state.json"  # by `save_to_disk`
 
@@ -50,17 +47,18 @@ def unpack(name: str, option: str, labelled: bool = False) -> Path:
     classes.
     """
     where, (place, _, chosen) = f"{option} {name}", name.removeprefix("hf:").partition("#")
-    splits, beside = _read(place, where)
+    splits, tables = _read(place, where)
     features = next(iter(splits.values())).features
     columns = _columns(features, chosen, where)
     if labelled and len(columns) < 2:
         wanted = f"wanted: {SPELLING}, in a metadata.csv label_file_name"
         raise Unlabelled(f"{where}: no column of label images among {', '.join(features)}; {wanted}")
-    classes, ids = _classes(features, beside) if len(columns) > 1 else (None, None)
-    if labelled and not classes:
+    if len(columns) > 1 and not tables and (names := _names(features)):
+        tables = {"id2label.json": json.dumps(dict(enumerate(names)))}
+    if labelled and not tables:
         wanted = 'classes.json, or id2label.json ({"0": "road", …}), beside its files'
         raise InputError(f"{where}: nothing tells the classes of {columns[1]}; put {wanted}")
-    made_of = [{x: data._fingerprint for x, data in splits.items()}, columns, classes, ids and ids.train_ids.tolist()]
+    made_of = [{split: data._fingerprint for split, data in splits.items()}, columns, tables]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     short = re.sub(r"[^\w.-]+", "-", place)[-80:].strip("-")
     folder = Path(_library().config.HF_DATASETS_CACHE, "daynight", f"{short}-{digest}")
@@ -69,7 +67,7 @@ def unpack(name: str, option: str, labelled: bool = False) -> Path:
         with open(f"{folder}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one unpacks, and the others wait
             if not folder.is_dir():
-                _write(folder, splits, columns, classes, ids, where)
+                _write(folder, splits, columns, tables, where)
                 say(f"{name}: {sum(map(len, splits.values())):,} images unpacked into {folder}")
     except OSError as error:
         raise InputError(f"{where}: cannot be unpacked ({error}); HF_DATASETS_CACHE moves {folder}") from error
@@ -85,14 +83,15 @@ def _library():
     return datasets
 
 
-def _read(place: str, where: str) -> tuple[dict, dict[str, Path]]:
-    """The splits, by the names that daynight gives them, and those of the files that tell classes that are there."""
+def _read(place: str, where: str) -> tuple[dict, dict[str, str]]:
+    """The splits, by the names that daynight gives them, and the text of each table of classes that is there."""
     root, revision, config = place, None, None
     if not os.path.isdir(place) and (found := re.fullmatch(r"([^@:]+)(?:@([^:]+))?(?::(.+))?", place)):
         root, revision, config = found.groups()
     try:
         data = _from_disk(Path(root), config, revision) if os.path.isdir(root) else _from_hub(root, config, revision)
-        beside = {name: _beside(root, revision, name) for name in ("classes.json", "id2label.json")}
+        files = {name: _beside(root, revision, name) for name in ("classes.json", "id2label.json")}
+        tables = {name: path.read_text(encoding="utf-8-sig") for name, path in files.items() if path}
     # `datasets` raises exceptions of any kind; that nothing was generated has a cause that says more
     except Exception as error:
         cause = (type(error).__name__ == "DatasetGenerationError" and error.__cause__) or error
@@ -103,7 +102,7 @@ def _read(place: str, where: str) -> tuple[dict, dict[str, Path]]:
     splits = {SPLITS.get(split, split): part for split, part in parts.items() if len(part)}
     if not splits:
         raise InputError(f"{where}: has no rows")
-    return splits, beside
+    return splits, tables
 
 
 def _from_disk(folder: Path, config: str | None, revision: str | None):
@@ -166,52 +165,26 @@ def _columns(features: dict, chosen: str, where: str) -> list[str]:
     return names
 
 
-def _classes(features: dict, beside: dict[str, Path | None]) -> tuple[list | None, LabelKind | None]:
-    """What classes.json holds, and what the ids in label files mean where they are not the train ids.
-
-    The classes are those of classes.json, else of id2label.json, else of the only feature with names: a list of class
-    labels, else a class label.
-    """
-    if path := beside["classes.json"]:
-        read_classes(path)
-        return json.loads(path.read_text(encoding="utf-8-sig")), None
-    if path := beside["id2label.json"]:
-        try:
-            names = {int(i): str(name) for i, name in read_json(path).items()}
-        except ValueError:
-            raise InputError(f'{path}: expected {{"0": "road", "1": "sidewalk", …}}') from None
-    else:
-        lists = [getattr(kind, "feature", None) for kind in features.values()]
-        named = [kind.names for kind in lists if hasattr(kind, "names")]
-        named = named or [kind.names for kind in features.values() if hasattr(kind, "names")]
-        if len(named) != 1:
-            return None, None
-        names = dict(enumerate(named[0]))
-    kept = [i for i in sorted(names) if 0 <= i < IGNORE and names[i].strip().casefold() not in VOID]
-    colors = dict(zip(CITYSCAPES.names, CITYSCAPES.colors, strict=True))
-    drawn = {i: list(hashlib.sha256(names[i].encode()).digest()[:3]) for i in kept}
-    entries = [{"name": names[i], "color": colors.get(names[i].casefold(), drawn[i])} for i in kept]
-    value = f"id of {'id2label.json' if path else 'the feature'}"
-    ids = LabelKind("ids", value, max(kept, default=0) + 1, {i: n for n, i in enumerate(kept)})
-    return entries, ids if kept != list(range(len(names))) else None
+def _names(features: dict) -> list[str] | None:
+    """The names in the only feature that has some: a list of class labels, else a class label."""
+    for kinds in ([getattr(kind, "feature", None) for kind in features.values()], features.values()):
+        if named := [kind.names for kind in kinds if hasattr(kind, "names")]:
+            return named[0] if len(named) == 1 else None
 
 
-def _write(folder: Path, splits: dict, columns: list[str], classes: list | None, ids, where: str) -> None:
-    """Write the tree, whole or not at all. Files are as the data set holds them; `ids` are turned into train ids."""
+def _write(folder: Path, splits: dict, columns: list[str], tables: dict[str, str], where: str) -> None:
+    """Write the tree, whole or not at all. Files are as the data set holds them."""
     temporary = folder.with_name(marked(folder.name))
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
         temporary.mkdir()
-        if classes:
-            write_json(temporary / "classes.json", classes)
-            known = read_classes(temporary / "classes.json")
+        for name, text in tables.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         total = len(columns) * sum(map(len, splits.values()))
         for name, file in counted(_files(splits, columns, where), total, "files"):
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(file["bytes"]) if file["bytes"] else copy(file["path"], path)
-            if ids and name.parts[0] == "labels":
-                Image.fromarray(read_label(path, ids, known)).save(path, compress_level=1)
         os.sync()
         temporary.rename(folder)
     finally:

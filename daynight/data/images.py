@@ -104,7 +104,7 @@ class LabelledPhotographs(Photographs):
 
     def keep_in(self, cache: Cache, name: str) -> None:
         super().keep_in(cache, name)
-        made_of = f"{self.image_set.label_kind} {self.image_set.classes}"
+        made_of = f"{self.image_set.label_kind.meaning} {self.image_set.classes}"
         self.kept_labels = cache.add(f"{name} labels", self.image_set.labels, self.size, 1, made_of)
 
     def label(self, i: int, height: int, width: int) -> torch.Tensor:

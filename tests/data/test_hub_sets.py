@@ -27,7 +27,7 @@ from test_scoring import draw_model
 
 from daynight.data import hub_sets
 from daynight.data.hub_sets import unpack
-from daynight.data.labels import CITYSCAPES
+from daynight.data.labels import CITYSCAPES, read_label
 from daynight.data.sets import load
 from daynight.models.generator import Generator
 from daynight.models.hub import save_model
@@ -205,7 +205,8 @@ def test_a_training_and_a_score(form, home):
     out = form.rpartition("/")[2]
     trained = daynight(f"seg-train --day {form} --out runs/{out} {TRAIN}", home)
     assert (trained.code, trained.err) == (0, ""), trained
-    assert f"{form}: folder, train, 4 images, 4 labels (trainIds), 3 classes" in trained.out
+    kind = "trainIds" if form in ("saved", "csv", "jsonl") else "ids"
+    assert f"{form}: folder, train, 4 images, 4 labels ({kind}), 3 classes" in trained.out
     unpacked = re.findall(f"{form}: 6 images unpacked into (.*)", trained.out)
     assert len(unpacked) == 1 and Path(unpacked[0]).is_relative_to(home / "cache/datasets/daynight")
     scored = daynight(f"eval --model runs/{out} --dataset {form} --dataset own --json {out}.json", home)
@@ -345,7 +346,7 @@ def test_a_file_that_another_tool_wrote(home, tmp_path):
 
 
 def test_the_classes(saved, home):
-    """classes.json, else id2label.json, else the names that the one list of names has."""
+    """Of classes.json and id2label.json, else the names that the one list of names has."""
     several = {"classes": (List(ClassLabel(names=NAMES)), [0, 1]), "weather": (ClassLabel(names=["x", "y"]), 0)}
     found = read(saved(**several)).classes
     assert found.names == tuple(NAMES)
@@ -353,7 +354,7 @@ def test_the_classes(saved, home):
     assert found.colors == tuple(cityscapes[name] for name in NAMES)
     other = read(saved("one", "two", "three", **several)).classes
     assert other.names == ("one", "two", "three") and len(set(other.colors)) == 3
-    both = saved("one", "two", "three")
+    both = saved(*NAMES, "tree")
     shutil.copy(home / "data/own/classes.json", both)
     assert read(both).classes.names == tuple(NAMES)
     told = refused(saved())
@@ -363,7 +364,7 @@ def test_the_classes(saved, home):
 
 
 def test_ids_that_are_no_classes(saved, tmp_path):
-    """Of id2label.json "unlabeled" and the like are ignored, and the ids above them are counted down."""
+    """id2label.json is read as that of own folders: "unlabeled" is ignored, and an id without a name refused."""
     root = trees.folder(tmp_path / "tree")
     for path in root.glob("labels/**/*.png"):
         values = np.full(trees.SIZE, 7, np.uint8)
@@ -373,12 +374,13 @@ def test_ids_that_are_no_classes(saved, tmp_path):
     (folder / "id2label.json").write_text(json.dumps({"7": "car", "2": "sky", "0": "Unlabeled"}))
     found = read(folder)
     assert found.classes.names == ("sky", "car")
-    with Image.open(found.labels[0]) as label:
-        assert np.asarray(label)[0, [0, 15, 30, 60]].tolist() == [255, 255, 0, 1]
+    label = read_label(found.labels[0], found.label_kind, found.classes)
+    assert label[0, [0, 15, 30, 60]].tolist() == [255, 255, 0, 1]
     (folder / "id2label.json").write_text(json.dumps({"0": "void", "2": "sky"}))
-    assert re.search(r"labels/train/00\d.png: value 7 is no id of id2label.json; expected 0 to 2", refused(folder))
+    line = daynight(f"eval --dry-run --dataset {folder}").line
+    assert re.search(r"labels/val/00\d.png: value 7 is no id of id2label.json", line)
     (folder / "id2label.json").write_text('{"road": "0"}')
-    assert 'id2label.json: expected {"0": "road"' in refused(folder)
+    assert "id2label.json: not a table of classes" in refused(folder)
 
 
 def test_names_of_files(tmp_path):
