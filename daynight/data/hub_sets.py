@@ -39,8 +39,8 @@ def is_data_set(folder: Path) -> bool:
 
 
 def unpack(name: str, option: str, labelled: bool = False) -> Path:
-    """The folder with a data set's images/<split>/, labels/<split>/ and classes.json. `name`: `SPELLING`, or with a
-    folder in place of USER/NAME.
+    """The folder with a data set's images/<split>/, labels/<split>/ and tables of classes. `name`: `SPELLING`, or with
+    a folder in place of USER/NAME.
 
     The fingerprints of `datasets` tell whether it is there already. Raises InputError where `datasets` cannot read the
     data set or the columns are not clear, and, if `labelled`, where there is no label column or nothing tells the
