@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daynight.data.layouts.tree import locate, resolve
-from daynight.data.sets import CONTENTS, fingerprint, image_files
+from daynight.data.lists import listed
+from daynight.data.sets import CONTENTS, ImageSet, fingerprint, image_files
 from daynight.system.console import counted, say
 from daynight.system.errors import InputError
 from daynight.system.files import check_apart, claim, read_json
@@ -32,12 +33,16 @@ class Folders(NamedTuple):
         return self.out / path.relative_to(self.root)
 
 
-def find(name: str, data_root: str, out: str) -> Folders:
+def find(name: str, data_root: str, out: str, lists: Sequence[str] = ()) -> Folders:
     """Raises `InputError` where there is no image, or where what is written would be read again."""
     given = resolve(name, Path(data_root), "--in")
     root = locate(given).root
     check_apart(root, Path(out))
-    return Folders(given, root, image_files(given), Path(out))
+    images = image_files(given)
+    if lists:
+        every = ImageSet(name, root, "--in", None, images, (None,) * len(images), None, None, ())
+        images = listed([every], lists)[0].images
+    return Folders(given, root, images, Path(out))
 
 
 def png_names(paths: Sequence[Path]) -> dict[Path, Path]:

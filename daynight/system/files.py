@@ -56,6 +56,16 @@ def replace(path: Path, write) -> None:
         os.replace(temporary, path)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file. Where the file system can, the copy shares the blocks on disk until one of the two changes."""
+    FICLONE = 0x40049409  # of Linux: ioctl_ficlone(2)
+    with open(source, "rb") as old, open(target, "wb") as new:
+        try:
+            fcntl.ioctl(new, FICLONE, old.fileno())
+        except OSError:
+            shutil.copyfileobj(old, new)
+
+
 def write_json(path: Path, content) -> None:
     """A device or a pipe is written to; anything else is replaced, whole or not at all."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
