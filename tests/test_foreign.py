@@ -23,7 +23,7 @@ from daynight.config import declared
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.models.hub import save_model
-from daynight.system.files import Lock, is_marked
+from daynight.system.files import Lock, is_marked, write_text
 
 EVAL = "eval --dataset day --model model"
 COMMANDS = {
@@ -638,3 +638,17 @@ def test_nothing_is_written_among_the_images_that_are_read(home):
         assert f"{option.split()[-1]} {place}: lies among the images of" in line
         assert not (home / place).exists()
     assert daynight(f"{EVAL} --save data/day/scores", home).code == 0
+
+
+def test_a_signal_amid_clearing_leaves_nothing_behind(tmp_path, monkeypatch):
+    first, rmtree = [True], shutil.rmtree
+
+    def interrupted(folder, *args, **settings):
+        if first and first.pop():
+            raise SystemExit(143)
+        rmtree(folder, *args, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(SystemExit):
+        write_text(tmp_path / "a.txt", "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
