@@ -550,12 +550,12 @@ def test_images_of_another_tree_get_another_folder(command, home):
     Image.new("RGB", (64, 48)).save(next((home / "other/dark").rglob("*.jpg")))
     line = f"{COMMANDS[command].replace('--in day', '')}"
     assert daynight(f"{line} --in dark", home).code == 0
-    assert "--out out: was made of another tree" in daynight(f"{line} --in other/dark", home).line
+    assert "--out out: was made of other files" in daynight(f"{line} --in other/dark", home).line
     shutil.copyfile(next((home / "disk/dark").glob("*.jpg")), home / "disk/dark/more.jpg")
     assert "4 images, 3 there" in daynight(f"{line} --in disk/dark", home).out
     record = home / "out" / ("prediction.json" if command == "predict" else "translation.json")
     made = json.loads(record.read_text())
-    del made["images"]  # as an earlier version wrote it
+    del made["files"]  # as an earlier version wrote it
     record.write_text(json.dumps(made))
     assert "4 images, 4 there" in daynight(f"{line} --in disk/dark", home).out
 
@@ -652,3 +652,47 @@ def test_a_signal_amid_clearing_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         write_text(tmp_path / "a.txt", "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("command", ["predict", "translate"])
+def test_any_image_that_was_changed_is_told_from_the_one_of_the_result(command, home):
+    for i in range(20):
+        trees.image(home / f"data/many/{i:02}.jpg")
+    line = f"{COMMANDS[command]} --in many"
+    assert daynight(line, home).code == 0
+    Image.new("RGB", (96, 48)).save(home / "data/many/01.jpg")
+    assert "(as data/many/01.jpg, which differs)" in daynight(line, home).line
+    shutil.rmtree(home / "out/ids", ignore_errors=True)
+    (home / "out/01.jpg").unlink(missing_ok=True)
+    assert daynight(line, home).code == 0
+
+
+def test_a_label_that_was_changed_is_told_from_its_copy(home):
+    label = next((home / "data/day/labels").rglob("*.png"))
+    for link in ("", "--link"):
+        line = f"{COMMANDS['translate']} {link} --out out{link}"
+        assert daynight(line, home).code == 0
+        with open(label, "r+b") as file:  # the same file, also by its other name
+            Image.new("L", (96, 48), len(link)).save(file, "PNG")
+        again = daynight(line, home)
+        assert again.code == 0 if link else "--out out: was made of other files" in again.line
+
+
+def test_an_audit_follows_the_translations(home):
+    line = f"{COMMANDS['translate']} --audit model"
+    assert daynight(line, home).code == 0
+    translation = min((home / "out/images").rglob("*.*"))
+    Image.new("RGB", (96, 48), (9, 200, 3)).save(home / "data/day" / translation.relative_to(home / "out"))
+    translation.unlink()
+    assert "audit by model: 4 images, 3 there" in daynight(line, home).out
+    (home / "data/day" / translation.relative_to(home / "out")).unlink()
+    assert daynight(line, home).code == 0
+    assert len(json.loads((home / "out/audit.json").read_text())["images"]) == 3
+
+
+def test_a_run_goes_on_where_more_images_were_translated(home):
+    translate, train = f"{COMMANDS['translate']} --out made", f"{SEG_TRAIN} --translated made --save-every 1"
+    assert daynight(translate, home).code == 0 and daynight(train, home).code == 0
+    trees.image(home / "data/day/images/val/more.jpg")
+    assert "5 images, 4 there" in daynight(translate, home).out
+    assert daynight(train, home).code == 0

@@ -70,11 +70,16 @@ class ImageSet:
 
 def fingerprint(root: Path, files: Sequence[Path | None]) -> dict[str, str]:
     """12 hex digits each for names, contents and times of files below root. The keys go behind the files' option."""
-    parts = [files[i : i + 64] or [None] for i in range(0, len(files) or 1, 64)]  # a task for each file takes longer
-    with ThreadPoolExecutor(16) as pool:
-        states = [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
-    digests = (hashlib.sha256("".join(x).encode(errors="surrogateescape")) for x in zip(*states, strict=True))
+    found = states(root, files or [None])
+    digests = (hashlib.sha256("".join(x).encode(errors="surrogateescape")) for x in zip(*found, strict=True))
     return {end: found.hexdigest()[:12] for end, found in zip(("", CONTENTS, TIMES), digests, strict=True)}
+
+
+def states(root: Path, files: Sequence[Path | None]) -> list[tuple[str, str, str]]:
+    """`_state` of each file."""
+    parts = [files[i : i + 64] for i in range(0, len(files), 64)]  # a task for each file takes longer
+    with ThreadPoolExecutor(16) as pool:
+        return [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
 
 
 def _state(root: Path, path: Path | None) -> tuple[str, str, str]:
