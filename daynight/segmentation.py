@@ -9,7 +9,7 @@ import torch
 
 from daynight import losses
 from daynight.config import SegTrainOptions, numbers, pair
-from daynight.data.cache import open_cache
+from daynight.data.cache import open_cache, places
 from daynight.data.layouts.tree import resolve
 from daynight.data.sampling import Skipped, batches, generator
 from daynight.data.sets import ImageSet, announce, check_disjoint, counterparts, load, thinned
@@ -148,7 +148,7 @@ def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSe
         splits = ("train", "train_extra")
         sets["--unlabelled-day"] = [load(options.unlabelled_day, root, "--unlabelled-day", splits=splits, time="day")]
     check_disjoint(sets["--day"] + sets["--unlabelled-day"], night_sets)
-    announce([s for some in sets.values() for s in some], options.out)
+    announce([s for some in sets.values() for s in some], places(options))
     sets, held = held_out(options, sets, root, labelled=("--day",))
     return sets, held, labelled_set(options, sets["--day"][0], root)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from daynight import losses
 from daynight.config import TranslateTrainOptions, pair
-from daynight.data.cache import open_cache
+from daynight.data.cache import open_cache, places
 from daynight.data.images import Photographs
 from daynight.data.sampling import Skipped, batches, choose, generator
 from daynight.data.sets import announce, check_disjoint, load
@@ -211,7 +211,7 @@ def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
     day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
     night_sets = [load(name, root, "--night", time="night") for name in options.night]
     check_disjoint([day_set], night_sets)
-    announce([day_set, *night_sets], options.out)
+    announce([day_set, *night_sets], places(options))
     sets, held = held_out(options, {"--day": [day_set], "--night": night_sets}, root)
     if options.dry_run:
         # no network of Eq. 10, no KID: held-out nights are not read

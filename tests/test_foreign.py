@@ -633,11 +633,22 @@ def test_nothing_is_written_among_the_images_that_are_read(home):
         ("seg-train", "--out", "data/day/images/run"),
         ("seg-train", "--train-on both --ssl --translator darken --out", "data/dark/run"),
         ("translate-train", "--out", "data/dark/more/run"),
+        ("seg-train", "--cache", "data/day/images/cache"),
+        ("translate-train", "--cache", "data/dark/cache"),
     ):
         line = daynight(f"{COMMANDS[command]} {option} {place}", home).line
         assert f"{option.split()[-1]} {place}: lies among the images of" in line
         assert not (home / place).exists()
     assert daynight(f"{EVAL} --save data/day/scores", home).code == 0
+
+
+@pytest.mark.parametrize("command", ["predict", "translate"])
+def test_results_are_not_read_through_a_link(command, home):
+    (home / "out").mkdir()
+    (home / "data/dark/more").symlink_to(home / "out")
+    line = COMMANDS[command].replace("--in day", "--in dark")
+    assert daynight(line, home).code == 0
+    assert "--out out: is --in, lies inside it or holds it" in daynight(line, home).line
 
 
 def test_a_signal_amid_clearing_leaves_nothing_behind(tmp_path, monkeypatch):

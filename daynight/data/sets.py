@@ -274,15 +274,16 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
             )
 
 
-def announce(sets: Sequence[ImageSet], out: str | None, option: str = "--out") -> None:
-    """Say what each set holds, with its remarks. Raises InputError if `out` lies among the images of one, where what is
-    written would be read as an image the next time."""
+def announce(sets: Sequence[ImageSet], places: dict[str, str | None]) -> None:
+    """Say what each set holds, with its remarks. Raises InputError if one of the `places`, by option, lies among the
+    images of one, where what is written would be read as an image the next time."""
     for image_set in sets:
         part = Path(os.path.commonpath(image_set.images)).relative_to(image_set.root).parts[:1]
         top = Path(os.path.realpath(image_set.root.joinpath(*part if image_set.layout != Images.name else ())))
-        here = Path(os.path.realpath(out)) if out else top.parent
-        if top in (here, *here.parents):
-            raise InputError(f"{option} {out}: lies among the images of {image_set.name}; give a folder beside them")
+        for option, place in places.items():
+            here = Path(os.path.realpath(place)) if place else top.parent
+            if top in (here, *here.parents):
+                raise InputError(f"{option} {place}: lies among the images of {image_set.name}; give one beside them")
         say(str(image_set))
         for note in image_set.notes:
             say(f"  {note}")
