@@ -36,8 +36,10 @@ def find(name: str, data_root: str, out: str) -> Folders:
     """Raises `InputError` where there is no image, or where what is written would be read again."""
     given = resolve(name, Path(data_root), "--in")
     root = locate(given).root
-    check_apart(root, Path(out))
-    return Folders(given, root, image_files(given), Path(out))
+    images = image_files(given)
+    for folder in {root, *(image.parent for image in images)}:  # links may lead elsewhere
+        check_apart(folder, Path(out))
+    return Folders(given, root, images, Path(out))
 
 
 def png_names(paths: Sequence[Path]) -> dict[Path, Path]:
