@@ -707,3 +707,13 @@ def test_a_run_goes_on_where_more_images_were_translated(home):
     trees.image(home / "data/day/images/val/more.jpg")
     assert "5 images, 4 there" in daynight(translate, home).out
     assert daynight(train, home).code == 0
+
+
+@pytest.mark.parametrize("command", ["translate", "seg-train"])
+def test_a_full_disk_is_said_with_the_file(command, home, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("daynight.system.files.sync", full)
+    trained = daynight(COMMANDS[command], home)
+    assert trained.code in (1, 2) and "out" in trained.err and "[Errno" not in trained.err, trained

@@ -56,6 +56,9 @@ def replace(path: Path, write) -> None:
         os.chmod(temporary, mode)  # safetensors lets nobody but the owner read
         sync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk tells none
+        raise
     finally:
         try:
             shutil.rmtree(folder, ignore_errors=True)
