@@ -672,10 +672,14 @@ def test_any_image_that_was_changed_is_told_from_the_one_of_the_result(command, 
     line = f"{COMMANDS[command]} --in many"
     assert daynight(line, home).code == 0
     Image.new("RGB", (96, 48)).save(home / "data/many/01.jpg")
-    assert "(as data/many/01.jpg, which differs)" in daynight(line, home).line
+    assert "(as data/many/01.jpg, new or changed)" in daynight(line, home).line
     shutil.rmtree(home / "out/ids", ignore_errors=True)
     (home / "out/01.jpg").unlink(missing_ok=True)
     assert daynight(line, home).code == 0
+    if command == "predict":  # 01.png is there, and was of 01.jpg
+        (home / "data/many/01.jpg").unlink()
+        trees.image(home / "data/many/01.bmp")
+        assert "(as data/many/01.bmp, new or changed)" in daynight(line, home).line
 
 
 def test_a_label_that_was_changed_is_told_from_its_copy(home):

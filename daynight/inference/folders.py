@@ -82,8 +82,9 @@ def contents(out: Path, name: str, root: Path, files: Sequence[Path], is_done: C
     names = [path.relative_to(root).as_posix() for path in files]
     found = {name: state[1][:12] for name, state in zip(names, states(root, files), strict=True)}
     for path in found:
-        if made.get(path, found[path]) != found[path] and is_done(root / path):
-            what = f"of other files than now (as {root / path}, which differs)"
+        # an earlier version recorded none
+        if made and made.get(path) != found[path] and is_done(root / path):
+            what = f"of other files than now (as {root / path}, new or changed)"
             raise InputError(f"--out {out}: was made {what}; give another folder")
     return made | found
 
