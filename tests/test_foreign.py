@@ -530,6 +530,16 @@ def test_a_run_whose_checkpoints_were_deleted_keeps_its_models(home):
     assert state(home / "run") == before
 
 
+def test_a_run_whose_checkpoints_and_models_were_moved_away_keeps_its_record(home):
+    line = f"{COMMANDS['seg-train']} --out run --steps 4 --save-every 2 --log-every 1"
+    assert daynight(line, home).code == 0
+    for name in ("checkpoint-0000002", "checkpoint-0000004", "teacher", "best"):
+        shutil.rmtree(home / "run" / name)
+    before = state(home / "run")
+    assert "0000004.png, and no checkpoint to go on from" in daynight(f"{line} --seed 1", home).line
+    assert state(home / "run") == before
+
+
 def test_a_picture_in_the_place_of_a_preview_is_kept(home):
     line = f"{COMMANDS['seg-train']} --out run --steps 4 --save-every 2"
     assert daynight(f"{line} --card-preview", home).code == 0
