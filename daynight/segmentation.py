@@ -9,7 +9,7 @@ import torch
 
 from daynight import losses
 from daynight.config import SegTrainOptions, numbers, pair
-from daynight.data.cache import open_cache
+from daynight.data.cache import open_cache, places
 from daynight.data.layouts.tree import resolve
 from daynight.data.lists import listed
 from daynight.data.sampling import Skipped, batches, generator
@@ -152,7 +152,7 @@ def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSe
     parts = iter(listed([s for some in sets.values() for s in some], options.list_))
     sets = {option: [next(parts) for _ in some] for option, some in sets.items()}
     check_disjoint(sets["--day"] + sets["--unlabelled-day"], sets["--night"])
-    announce([s for some in sets.values() for s in some], options.out)
+    announce([s for some in sets.values() for s in some], places(options))
     sets, held = held_out(options, sets, root, labelled=("--day",))
     return sets, held, labelled_set(options, sets["--day"][0], root)
 

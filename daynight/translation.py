@@ -8,7 +8,7 @@ from torch import nn
 
 from daynight import losses
 from daynight.config import TranslateTrainOptions, pair
-from daynight.data.cache import open_cache
+from daynight.data.cache import open_cache, places
 from daynight.data.images import Photographs
 from daynight.data.lists import listed
 from daynight.data.sampling import Skipped, batches, choose, generator
@@ -213,7 +213,7 @@ def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
     night_sets = [load(name, root, "--night", time="night") for name in options.night]
     day_set, *night_sets = listed([day_set, *night_sets], options.list_)
     check_disjoint([day_set], night_sets)
-    announce([day_set, *night_sets], options.out)
+    announce([day_set, *night_sets], places(options))
     sets, held = held_out(options, {"--day": [day_set], "--night": night_sets}, root)
     if options.dry_run:
         # no network of Eq. 10, no KID: held-out nights are not read

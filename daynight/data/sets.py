@@ -73,11 +73,16 @@ class ImageSet:
 
 def fingerprint(root: Path, files: Sequence[Path | None]) -> dict[str, str]:
     """12 hex digits each for names, contents and times of files below root. The keys go behind the files' option."""
-    parts = [files[i : i + 64] or [None] for i in range(0, len(files) or 1, 64)]  # a task for each file takes longer
-    with ThreadPoolExecutor(16) as pool:
-        states = [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
-    digests = (hashlib.sha256("".join(x).encode(errors="surrogateescape")) for x in zip(*states, strict=True))
+    found = states(root, files or [None])
+    digests = (hashlib.sha256("".join(x).encode(errors="surrogateescape")) for x in zip(*found, strict=True))
     return {end: found.hexdigest()[:12] for end, found in zip(("", CONTENTS, TIMES), digests, strict=True)}
+
+
+def states(root: Path, files: Sequence[Path | None]) -> list[tuple[str, str, str]]:
+    """`_state` of each file."""
+    parts = [files[i : i + 64] for i in range(0, len(files), 64)]  # a task for each file takes longer
+    with ThreadPoolExecutor(16) as pool:
+        return [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
 
 
 def _state(root: Path, path: Path | None) -> tuple[str, str, str]:
@@ -303,15 +308,16 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
             )
 
 
-def announce(sets: Sequence[ImageSet], out: str | None, option: str = "--out") -> None:
-    """Say what each set holds, with its remarks. Raises InputError if `out` lies among the images of one, where what is
-    written would be read as an image the next time."""
+def announce(sets: Sequence[ImageSet], places: dict[str, str | None]) -> None:
+    """Say what each set holds, with its remarks. Raises InputError if one of the `places`, by option, lies among the
+    images of one, where what is written would be read as an image the next time."""
     for image_set in sets:
         part = Path(os.path.commonpath(image_set.images)).relative_to(image_set.root).parts[:1]
         top = Path(os.path.realpath(image_set.root.joinpath(*part if image_set.layout != Images.name else ())))
-        here = Path(os.path.realpath(out)) if out else top.parent
-        if top in (here, *here.parents):
-            raise InputError(f"{option} {out}: lies among the images of {image_set.name}; give a folder beside them")
+        for option, place in places.items():
+            here = Path(os.path.realpath(place)) if place else top.parent
+            if top in (here, *here.parents):
+                raise InputError(f"{option} {place}: lies among the images of {image_set.name}; give one beside them")
         say(str(image_set))
         for note in image_set.notes:
             say(f"  {note}")

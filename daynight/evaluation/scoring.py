@@ -99,7 +99,7 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], list, li
     names = options.model or ["runs/seg"] * (not options.predictions)
     sets = [load_set(name, options, labelled=True) for name in dict.fromkeys(options.dataset)]
     sets = listed(sets, options.list_)
-    announce(sets, options.save, "--save")
+    announce(sets, {"--save": options.save})
     runs = [Model(name, options, accelerator) for name in dict.fromkeys(names)]
     runs += [Predictions(name, options, sets) for name in dict.fromkeys(options.predictions)]
     pairs = [(run, image_set, class_map(run, image_set, options.class_map)) for run in runs for image_set in sets]

@@ -48,7 +48,10 @@ def predict(options: PredictOptions) -> None:
     def is_done(path: Path) -> bool:
         return all(map(is_whole, places(path)))
 
-    with claimed(folders.out, "prediction.json", record, accelerator, folders, is_done), Writer() as writer:
+    with (
+        claimed(folders.out, "prediction.json", record, accelerator, folders.root, folders.images, is_done),
+        Writer() as writer,
+    ):
         title = f"{options.in_} → {folders.out}"
         for path, image, prediction, confidence in unfinished(title, folders.images, is_done, results):
             labels = prediction.cpu().numpy()

@@ -46,21 +46,27 @@ def translate(options: TranslateOptions) -> None:
     def is_done(path: Path) -> bool:
         return is_whole(folders.place(path))
 
-    with claimed(folders.out, "translation.json", record, accelerator, folders, is_done):
+    def is_there(path: Path) -> bool:
+        place = folders.place(path)
+        return place.exists() and not place.samefile(path)  # a hard link
+
+    labels = companions(folders.given)
+    files = folders.images + labels
+    with claimed(folders.out, "translation.json", record, accelerator, folders.root, files, is_there):
         with Writer() as writer:
             title = f"{options.in_} → {folders.out}"
             for path, _, image in unfinished(title, folders.images, is_done, results):
                 writer.save(image, folders.place(path))
         if accelerator.is_main_process:
-            carry(folders, options.size, options.link)
+            carry(folders, labels, options.size, options.link)
         if judge:
             audit(judge, folders, threads)
 
 
-def carry(folders: Folders, size: str | None, link: bool) -> None:
-    """Copy label files and what belongs to them, or make hard links if `link` and the file system has them. With `size`
-    labels are resized by nearest neighbour. The classes of another tool's table are written as classes.json, too."""
-    files = companions(folders.given)
+def carry(folders: Folders, files: tuple[Path, ...], size: str | None, link: bool) -> None:
+    """Copy label files and what belongs to them (`companions`), or make hard links if `link` and the file system has
+    them. With `size` labels are resized by nearest neighbour. The classes of another tool's table are written as
+    classes.json, too."""
     for path in files:
         target = folders.place(path)
         if target.exists():
