@@ -89,6 +89,12 @@ check_shares = checked(lambda value: all(0 <= n <= 1 for n in numbers(value)), "
 check_factors = checked(lambda value: all(0 < n <= 16 for n in factors(value)), "factors up to 16, as 0.75,1,1.25")
 
 
+def lists():
+    """The field `list_`, --list."""
+    help = "File of names or stems, one a line: read only these images of a set that has some; repeatable."
+    return Data([], help, free=True)  # a resumed run checks which images are read
+
+
 @dataclass(kw_only=True)
 class Options:
     """What every command takes. `__post_init__` raises `ValueError` if options contradict each other."""
@@ -111,6 +117,7 @@ class TrainingOptions(Options):
 
     day: str = Data("cs", "Day images: a path, or a folder's name under --data-root.")
     night: list[str] = Data(["bdd", "dz"], "Night images without labels: as --day; repeatable.")
+    list_: list[str] = lists()
     size: str = Data("512", "Resize images to 512 (the shorter side), 512x1024 or native.", callback=check_size)
     crop: str = Data("256", "Random crop in pixels: 256, or 192x256 (height x width) (§4.2).", callback=check_crop)
     cache: str | None = Data(None, "Folder for decoded images; off: none; default: cache in --out.", free=True)
@@ -168,6 +175,7 @@ class TranslateOptions(Options):
     """Translate a folder of images and copy its labels."""
 
     in_: str = Data(..., "Folder to translate: a path, or a name under --data-root.")
+    list_: list[str] = lists()
     model: str = Model("runs/day2night", "A run of translate-train (RUN/best: its best), a model folder, or a Hub id.")
     reverse: bool = Model(False, "Translate night to day.")
     whole: bool = Model(False, "Translate whole images, or tiles as in training (2 to 4 times slower).", off="--tiles")
@@ -248,6 +256,7 @@ class EvalOptions(InferenceOptions):
     ids: Literal["trainIds", "labelIds"] | None = Model(None, "What --predictions hold; default: trainIds.")
     resize: bool = Model(False, "Resize --predictions to their labels, by nearest neighbour.")
     dataset: list[str] = Data(..., "A labelled data set: a path, or a name under --data-root; repeatable.")
+    list_: list[str] = lists()
     split: str | None = Data(None, "Default: val, else test, else the only one.")
     labels: Literal["labelIds", "labelTrainIds"] | None = Data(None, "Default: labelIds for cs, labelTrainIds for nd.")
     class_map: str | None = Data(None, "JSON file: {class of the model: class of the data set, or null}.")
@@ -270,6 +279,7 @@ class PredictOptions(InferenceOptions):
     """Label a folder of images: ids, colours and overlays."""
 
     in_: str = Data(..., "Folder to label: a path, or a name under --data-root.")
+    list_: list[str] = lists()
     model: str = Model("runs/seg", "A run of seg-train (RUN/best: its best), a model folder, or a Hub id.")
     out: str = Output(..., "Folder to write: ids, color and overlay, each the same tree.")
     ids: Literal["trainIds", "labelIds"] = Output("trainIds", "Write trainIds, or labelIds of Cityscapes.")

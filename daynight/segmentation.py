@@ -9,8 +9,9 @@ import torch
 
 from daynight import losses
 from daynight.config import SegTrainOptions, numbers, pair
-from daynight.data.cache import open_cache
+from daynight.data.cache import open_cache, places
 from daynight.data.layouts.tree import resolve
+from daynight.data.lists import listed
 from daynight.data.sampling import Skipped, batches, generator
 from daynight.data.sets import ImageSet, announce, check_disjoint, counterparts, load, thinned
 from daynight.data.transforms import to_image
@@ -24,7 +25,7 @@ from daynight.reports.previews import grid, label_image
 from daynight.system.console import say
 from daynight.system.errors import InputError
 from daynight.training.checkpoint import Checkpoint
-from daynight.training.dry_run import check_files
+from daynight.training.dry_run import check_files, check_labels
 from daynight.training.health import TeacherHealth
 from daynight.training.run import Run, ramp
 from daynight.training.validation import Best, SegmentationValidation, fingerprints, held_out
@@ -75,6 +76,7 @@ def train(options: SegTrainOptions) -> None:
         found = [replace(days[n], name="translations", images=p.images.paths) for n, p in draw.translated().items()]
         checked = held | {"--validate-on": [labelled] if labelled else []}
         check_files(sets | {"--translated": found}, checked, ("--day", "--validate-on"), options)
+    check_labels(days["day"])
     others = {"--translated": [isinstance(source, Folder) and source], "--validate-on": [labelled]}
     loaded = {"--translator": translator, "--init": options.init and student}
     loaded["--backbone-weights"] = options.backbone_weights != "random" and student.backbone
@@ -149,8 +151,10 @@ def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSe
     if options.unlabelled_day:
         splits = ("train", "train_extra")
         sets["--unlabelled-day"] = [load(options.unlabelled_day, root, "--unlabelled-day", splits=splits, time="day")]
-    check_disjoint(sets["--day"] + sets["--unlabelled-day"], night_sets)
-    announce([s for some in sets.values() for s in some], options.out)
+    parts = iter(listed([s for some in sets.values() for s in some], options.list_))
+    sets = {option: [next(parts) for _ in some] for option, some in sets.items()}
+    check_disjoint(sets["--day"] + sets["--unlabelled-day"], sets["--night"])
+    announce([s for some in sets.values() for s in some], places(options))
     sets, held = held_out(options, sets, root, labelled=("--day",))
     return sets, held, labelled_set(options, sets["--day"][0], root)
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from daynight import losses
 from daynight.config import TranslateTrainOptions, pair
-from daynight.data.cache import open_cache
+from daynight.data.cache import open_cache, places
 from daynight.data.images import Photographs
+from daynight.data.lists import listed
 from daynight.data.sampling import Skipped, batches, choose, generator
 from daynight.data.sets import announce, check_disjoint, load
 from daynight.data.transforms import cut, random_box, scaled
@@ -210,8 +211,9 @@ def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
     """Option → the sets to train on; the same of what is held out of them. All are said."""
     day_set = load(options.day, root, "--day", splits=("train", "train_extra"), time="day")
     night_sets = [load(name, root, "--night", time="night") for name in options.night]
+    day_set, *night_sets = listed([day_set, *night_sets], options.list_)
     check_disjoint([day_set], night_sets)
-    announce([day_set, *night_sets], options.out)
+    announce([day_set, *night_sets], places(options))
     sets, held = held_out(options, {"--day": [day_set], "--night": night_sets}, root)
     if options.dry_run:
         # no network of Eq. 10, no KID: held-out nights are not read

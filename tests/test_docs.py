@@ -6,6 +6,7 @@ Options that make networks and trainings small come from the environment, so the
 import re
 from pathlib import Path
 
+import forms
 import pytest
 import test_commands
 import trees
@@ -25,6 +26,7 @@ ELSEWHERE = {
     "python examples/submit.py": "tests/examples/test_submit.py",
     "python examples/video.py": "tests/examples/test_video.py",
     "python examples/convert_cyclegan.py": "tests/examples/test_convert_cyclegan.py",
+    "python examples/import_labels.py": "tests/examples/test_import_labels.py",
     "python examples/kill.py": "tests/training/test_kill.py",
     "python examples/benchmark.py": "tests/examples/test_benchmark.py",
     "python -m pytest": "this",
@@ -56,6 +58,9 @@ def make_home(home: Path) -> Path:
     trees.idd(home / "data/idd")
     trees.mapillary_vistas(home / "data/vistas")
     trees.folder(home / "data/street_day")
+    forms.kitti(home / "data/kitti")
+    forms.nightcity(home / "data/nightcity")
+    forms.write(home / "gt_trainval_night_correct_filenames.txt", "seg/labels/val/val-000_train_id.png")
     trees.bare(home / "data/street_night")
     (home / "examples").symlink_to(ROOT / "examples")
     return home

@@ -23,7 +23,7 @@ from daynight.config import declared
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator
 from daynight.models.hub import save_model
-from daynight.system.files import Lock, is_marked
+from daynight.system.files import Lock, is_marked, write_text
 
 EVAL = "eval --dataset day --model model"
 COMMANDS = {
@@ -530,6 +530,16 @@ def test_a_run_whose_checkpoints_were_deleted_keeps_its_models(home):
     assert state(home / "run") == before
 
 
+def test_a_run_whose_checkpoints_and_models_were_moved_away_keeps_its_record(home):
+    line = f"{COMMANDS['seg-train']} --out run --steps 4 --save-every 2 --log-every 1"
+    assert daynight(line, home).code == 0
+    for name in ("checkpoint-0000002", "checkpoint-0000004", "teacher", "best"):
+        shutil.rmtree(home / "run" / name)
+    before = state(home / "run")
+    assert "0000004.png, and no checkpoint to go on from" in daynight(f"{line} --seed 1", home).line
+    assert state(home / "run") == before
+
+
 def test_a_picture_in_the_place_of_a_preview_is_kept(home):
     line = f"{COMMANDS['seg-train']} --out run --steps 4 --save-every 2"
     assert daynight(f"{line} --card-preview", home).code == 0
@@ -550,12 +560,12 @@ def test_images_of_another_tree_get_another_folder(command, home):
     Image.new("RGB", (64, 48)).save(next((home / "other/dark").rglob("*.jpg")))
     line = f"{COMMANDS[command].replace('--in day', '')}"
     assert daynight(f"{line} --in dark", home).code == 0
-    assert "--out out: was made of another tree" in daynight(f"{line} --in other/dark", home).line
+    assert "--out out: was made of other files" in daynight(f"{line} --in other/dark", home).line
     shutil.copyfile(next((home / "disk/dark").glob("*.jpg")), home / "disk/dark/more.jpg")
     assert "4 images, 3 there" in daynight(f"{line} --in disk/dark", home).out
     record = home / "out" / ("prediction.json" if command == "predict" else "translation.json")
     made = json.loads(record.read_text())
-    del made["images"]  # as an earlier version wrote it
+    del made["files"]  # as an earlier version wrote it
     record.write_text(json.dumps(made))
     assert "4 images, 4 there" in daynight(f"{line} --in disk/dark", home).out
 
@@ -633,8 +643,91 @@ def test_nothing_is_written_among_the_images_that_are_read(home):
         ("seg-train", "--out", "data/day/images/run"),
         ("seg-train", "--train-on both --ssl --translator darken --out", "data/dark/run"),
         ("translate-train", "--out", "data/dark/more/run"),
+        ("seg-train", "--cache", "data/day/images/cache"),
+        ("translate-train", "--cache", "data/dark/cache"),
     ):
         line = daynight(f"{COMMANDS[command]} {option} {place}", home).line
         assert f"{option.split()[-1]} {place}: lies among the images of" in line
         assert not (home / place).exists()
     assert daynight(f"{EVAL} --save data/day/scores", home).code == 0
+
+
+@pytest.mark.parametrize("command", ["predict", "translate"])
+def test_results_are_not_read_through_a_link(command, home):
+    (home / "out").mkdir()
+    (home / "data/dark/more").symlink_to(home / "out")
+    line = COMMANDS[command].replace("--in day", "--in dark")
+    assert daynight(line, home).code == 0
+    assert "--out out: is --in, lies inside it or holds it" in daynight(line, home).line
+
+
+def test_a_signal_amid_clearing_leaves_nothing_behind(tmp_path, monkeypatch):
+    first, rmtree = [True], shutil.rmtree
+
+    def interrupted(folder, *args, **settings):
+        if first and first.pop():
+            raise SystemExit(143)
+        rmtree(folder, *args, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(SystemExit):
+        write_text(tmp_path / "a.txt", "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("command", ["predict", "translate"])
+def test_any_image_that_was_changed_is_told_from_the_one_of_the_result(command, home):
+    for i in range(20):
+        trees.image(home / f"data/many/{i:02}.jpg")
+    line = f"{COMMANDS[command]} --in many"
+    assert daynight(line, home).code == 0
+    Image.new("RGB", (96, 48)).save(home / "data/many/01.jpg")
+    assert "(as data/many/01.jpg, new or changed)" in daynight(line, home).line
+    shutil.rmtree(home / "out/ids", ignore_errors=True)
+    (home / "out/01.jpg").unlink(missing_ok=True)
+    assert daynight(line, home).code == 0
+    if command == "predict":  # 01.png is there, and was of 01.jpg
+        (home / "data/many/01.jpg").unlink()
+        trees.image(home / "data/many/01.bmp")
+        assert "(as data/many/01.bmp, new or changed)" in daynight(line, home).line
+
+
+def test_a_label_that_was_changed_is_told_from_its_copy(home):
+    label = next((home / "data/day/labels").rglob("*.png"))
+    for link in ("", "--link"):
+        line = f"{COMMANDS['translate']} {link} --out out{link}"
+        assert daynight(line, home).code == 0
+        with open(label, "r+b") as file:  # the same file, also by its other name
+            Image.new("L", (96, 48), len(link)).save(file, "PNG")
+        again = daynight(line, home)
+        assert again.code == 0 if link else "--out out: was made of other files" in again.line
+
+
+def test_an_audit_follows_the_translations(home):
+    line = f"{COMMANDS['translate']} --audit model"
+    assert daynight(line, home).code == 0
+    translation = min((home / "out/images").rglob("*.*"))
+    Image.new("RGB", (96, 48), (9, 200, 3)).save(home / "data/day" / translation.relative_to(home / "out"))
+    translation.unlink()
+    assert "audit by model: 4 images, 3 there" in daynight(line, home).out
+    (home / "data/day" / translation.relative_to(home / "out")).unlink()
+    assert daynight(line, home).code == 0
+    assert len(json.loads((home / "out/audit.json").read_text())["images"]) == 3
+
+
+def test_a_run_goes_on_where_more_images_were_translated(home):
+    translate, train = f"{COMMANDS['translate']} --out made", f"{SEG_TRAIN} --translated made --save-every 1"
+    assert daynight(translate, home).code == 0 and daynight(train, home).code == 0
+    trees.image(home / "data/day/images/val/more.jpg")
+    assert "5 images, 4 there" in daynight(translate, home).out
+    assert daynight(train, home).code == 0
+
+
+@pytest.mark.parametrize("command", ["translate", "seg-train"])
+def test_a_full_disk_is_said_with_the_file(command, home, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("daynight.system.files.sync", full)
+    trained = daynight(COMMANDS[command], home)
+    assert trained.code in (1, 2) and "out" in trained.err and "[Errno" not in trained.err, trained

@@ -74,6 +74,11 @@ def open_cache(options, folder: Path) -> Cache:
     return Cache(place, 0 if options.cache == "off" else LIMIT)
 
 
+def places(options) -> dict[str, str | None]:
+    """The options of a training that name a folder to write, with the folder."""
+    return {"--out": options.out, "--cache": None if options.cache == "off" else options.cache}
+
+
 def look(path: Path, size: str) -> tuple[int, str]:
     """The pixels of an image after resizing, 0 if it is none; and a text that changes with its path, length or time.
 

@@ -2,7 +2,13 @@
 
 from PIL import Image
 
-FORMATS = {"PNG": {".png"}, "JPEG": {".jpg", ".jpeg"}, "BMP": {".bmp"}, "WEBP": {".webp"}, "TIFF": {".tif", ".tiff"}}
+FORMATS = {
+    "PNG": {".png"},
+    "JPEG": {".jpg", ".jpeg", ".jfif"},
+    "BMP": {".bmp"},
+    "WEBP": {".webp"},
+    "TIFF": {".tif", ".tiff"},
+}
 IMAGE_SUFFIXES = set().union(*FORMATS.values())
 
 

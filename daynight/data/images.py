@@ -104,7 +104,7 @@ class LabelledPhotographs(Photographs):
 
     def keep_in(self, cache: Cache, name: str) -> None:
         super().keep_in(cache, name)
-        made_of = f"{self.image_set.label_kind} {self.image_set.classes}"
+        made_of = f"{self.image_set.label_kind.meaning} {self.image_set.classes}"
         self.kept_labels = cache.add(f"{name} labels", self.image_set.labels, self.size, 1, made_of)
 
     def label(self, i: int, height: int, width: int) -> torch.Tensor:
@@ -172,9 +172,14 @@ class Writer:
 
 def save_image(image: Image.Image, path: Path) -> None:
     """In the format of the path's suffix; JPEG at quality 95, PNG at level 1: a tenth larger than at level 6, in less
-    than half the time."""
+    than half the time. WebP is lossless: lossy WebP halves the resolution of colour, and even at quality 100 it is
+    worse than this JPEG (43.5 and 47.9 dB). These settings write it as fast as a PNG."""
     kind = Image.registered_extensions()[path.suffix.lower()]
-    settings = {"JPEG": {"quality": 95, "subsampling": 0}, "PNG": {"compress_level": 1}}.get(kind, {})
+    settings = {
+        "JPEG": {"quality": 95, "subsampling": 0},
+        "PNG": {"compress_level": 1},
+        "WEBP": {"lossless": True, "quality": 0, "method": 0},
+    }.get(kind, {})
     replace(path, lambda temporary: image.save(temporary, kind, **settings))
 
 

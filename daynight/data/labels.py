@@ -11,6 +11,7 @@ from daynight.data.formats import open_image
 from daynight.system.errors import InputError, Unreadable
 
 IGNORE = 255
+OWN_COLORS = "classes.json", "Cityscapes"  # tables whose colours may be for show only, and which leave out black
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,28 @@ CITYSCAPES = Classes(tuple(name for name, _, _ in _TRAINED), tuple(color for _, 
 class LabelKind(str):
     """What the values of a label file mean. As a string it is the kind's name in reports: "labelIds".
 
-    value: what one value is, in words. count: files hold the ids 0 to count - 1; None where they hold train ids.
-    train_ids: indexed by id, 256 uint8, 255 for what is ignored; given as {id: train id} of what is not. refused: why
-    files of this kind are not read, or "".
+    value: what one value is, in words. count: files hold the ids 0 to count - 1, but for `holes`; None where they hold
+    train ids. train_ids: indexed by id, 256 uint8, 255 for what is ignored; given as {id: train id} of what is not.
+    refused: why files of this kind are not read, or "". colors: {colour: train id} where files in colours are read too,
+    as `told` (a table's name) says.
     """
 
-    def __new__(cls, name: str, value="train id", count=None, train_ids: Mapping[int, int] | None = None, refused=""):
+    def __new__(
+        cls, name: str, value="train id", count=None, train_ids: Mapping[int, int] | None = None, refused="",
+        colors: Mapping[tuple, int] | None = None, holes: frozenset = frozenset(), told="",
+    ):  # fmt: skip
         kind = super().__new__(cls, name)
-        kind.value, kind.count, kind.refused = value, count, refused
+        kind.value, kind.count, kind.refused, kind.holes, kind.told = value, count, refused, holes, told
+        kind.colors = dict(colors or {})
         kind.train_ids = np.full(256, IGNORE, np.uint8) if count else np.arange(256, dtype=np.uint8)
         for i, train_id in (train_ids or {}).items():
             kind.train_ids[i] = train_id
         return kind
+
+    @property
+    def meaning(self) -> str:
+        """Differs between kinds that read the same file as different labels."""
+        return f"{self} {self.train_ids.tolist()}" + f" {sorted(self.colors.items())}" * bool(self.colors)
 
 
 LABEL_ID_COUNT = 34  # 0 'unlabeled' to 33 'bicycle'; -1 'license plate' is 255 in a file of bytes
@@ -112,40 +123,92 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
     """The label map of one image as train ids: H×W uint8, each 0 to len(classes) - 1 or 255 = ignore.
 
     kind: a `LabelKind` or the name "labelIds", "labelTrainIds" or "trainIds". size: (height, width) of the image.
-    Palette files are read by index. Raises InputError with the file's name when the file is unreadable, colour-coded
-    (also a palette file in which an index shows another class than it means), of another size than its image, or holds
-    a value that is no class.
+    Files in colours are read where the kind has `colors`, palette files then by their colours if these are all known,
+    else by index. Raises InputError with the file's name when the file is unreadable, a JPEG, in colours that are not
+    known, of another size than its image, or holds a value that is no class.
     """
-    kind = KINDS.get(kind, kind)
-    if not isinstance(kind, LabelKind) or kind.refused:
+    kind = kind if isinstance(kind, LabelKind) else KINDS.get(kind)
+    if not kind or kind.refused:
         raise ValueError(f"label kind {kind!r}")
     wanted = f"{kind.value}s in one channel, {IGNORE} = ignore"
     try:
         with open_image(path) as image:
-            mode, values = image.mode, np.asarray(image)
+            mode, values, form = image.mode, np.asarray(image), image.format
             palette = [tuple(color) for color in np.reshape(image.getpalette() or [], (-1, 3)).tolist()]
     # Pillow answers damaged files with exceptions of any kind
     except Exception as error:
         cause = getattr(error, "strerror", None) or "damaged, or not an image"
         raise Unreadable(f"{path}: cannot be read as a label ({cause}); expected a PNG with {kind.value}s") from error
-    problem = None
-    if mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
-        problem = f"colour-coded ({mode}); expected {wanted}"
+    problem, colored = None, _colored(mode, values, palette, kind, classes)
+    if form == "JPEG":
+        problem = "a JPEG, which changes the values of labels; expected a PNG"
     elif size is not None and values.shape[:2] != tuple(size):
         has, wants = (f"{height}x{width}" for height, width in (values.shape[:2], size))
         problem = f"label of {has} (height x width) for an image of {wants}; expected the same size"
+    elif colored is not None:
+        train_ids, problem = _by_color(colored, kind, classes)
+    elif mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
+        problem = f"colour-coded ({mode}); expected {wanted}"
     elif mode == "P" and (shown := _contradiction(values, palette, kind, classes)):
         problem = f"colour-coded ({shown}); expected {wanted}"
-    count = kind.count or len(classes)
-    wrong = values[((values < 0) | (values >= count)) & (values != IGNORE)]
-    if not problem and wrong.size:
-        value, meant = int(wrong.min()), kind.value if kind.count else f"class of {count} classes"
-        problem = f"value {value} is no {meant}; expected 0 to {count - 1}, or {IGNORE} = ignore"
-        if not kind.count and classes == CITYSCAPES and value < LABEL_ID_COUNT:
-            problem += "; for Cityscapes ids use labelIds"
+    if not problem and colored is None:
+        count = kind.count or len(classes)
+        wrong = (values < 0) | (values >= count) | np.isin(values, list(kind.holes))
+        wrong = values[wrong & (values != IGNORE)]
+        train_ids = kind.train_ids[values.astype(np.uint8)]
+        if wrong.size:
+            value, meant = int(wrong.min()), kind.value if kind.count else f"class of {count} classes"
+            problem = f"value {value} is no {meant}; expected 0 to {count - 1}, or {IGNORE} = ignore"
+            if not kind.count and classes.names == CITYSCAPES.names and value < LABEL_ID_COUNT:
+                problem += "; --labels labelIds scores label ids of Cityscapes, and *_labelIds.png are read as such"
     if problem:
         raise InputError(f"{path}: {problem}")
-    return kind.train_ids[values.astype(np.uint8)]
+    return train_ids
+
+
+def _colored(mode: str, values: np.ndarray, palette: list[tuple], kind: LabelKind, classes: Classes):
+    """The pixels of a file that is to be read by its colours, H×W×3; None where its values are ids."""
+    if not kind.colors:
+        return None
+    if mode in ("RGB", "RGBA"):
+        return values[..., :3]
+    used, count = np.unique(values) if values.ndim == 2 else [], kind.count or len(classes)
+    if mode == "P":
+        inside = [i for i in used.tolist() if i < len(palette) and (i != IGNORE or palette[i] in kind.colors)]
+        colors = np.zeros((256, 3), np.uint8)
+        colors[: len(palette)] = palette
+        known = bool(inside) and all(palette[i] in kind.colors for i in inside)
+        doubtful = _contradiction(values, palette, kind, classes) or max(inside, default=0) >= count
+        # the colours of classes.json are for show, too, and then the indices count
+        return colors[values] if known and (kind.told not in OWN_COLORS or doubtful) else None
+    if mode in ("1", "L") and all(r == g == b for r, g, b in kind.colors):
+        grey = values.astype(np.uint8) * (255 if mode == "1" else 1)
+        levels = np.unique(grey).tolist()
+        if all((v,) * 3 in kind.colors for v in levels) and (
+            kind.told not in OWN_COLORS or mode == "L" and max(levels) >= count
+        ):
+            return np.repeat(grey[..., None], 3, 2)
+    return None
+
+
+def _by_color(pixels: np.ndarray, kind: LabelKind, classes: Classes) -> tuple[np.ndarray, str | None]:
+    """The train ids of H×W×3 pixels, and what is wrong with them in words."""
+    packed = (pixels.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(2, dtype=np.uint32)
+    known = {(r << 16) + (g << 8) + b: train_id for (r, g, b), train_id in sorted(kind.colors.items())}
+    keys, ids = np.array(list(known), np.uint32), np.array(list(known.values()), np.uint8)
+    place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+    strange, counts = np.unique(packed[keys[place] != packed], return_counts=True)
+    if not len(strange):
+        return ids[place], None
+    packed = int(strange[counts.argmax()])
+    color = packed >> 16, packed >> 8 & 255, packed & 255
+    near = min(kind.colors, key=lambda other: sum((a - b) ** 2 for a, b in zip(color, other, strict=True)))
+    name = "what is ignored" if kind.colors[near] == IGNORE else repr(classes.names[kind.colors[near]])
+    more = f", {len(strange) - 1:,} more colours" * (len(strange) > 1)
+    return ids[place], (
+        f"colour {color} ({counts.max():,} of {counts.sum():,} such pixels{more}) is not one colour of {kind.told}; "
+        f"the nearest is {near}, {name}; expected the colours of {kind.told}, or ids in one channel"
+    )
 
 
 def _contradiction(values: np.ndarray, palette: list[tuple], kind: LabelKind, classes: Classes) -> str | None:

@@ -7,12 +7,15 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from itertools import islice
 from pathlib import Path
 
-from daynight.data.labels import CITYSCAPES, Classes, LabelKind, read_classes
+from daynight.data.labels import CITYSCAPES, Classes, LabelKind
 from daynight.data.layouts.folder import Images
-from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, Layout, counted
+from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, SPLIT, Layout, counted, is_image, walk
 from daynight.data.layouts.tree import locate, resolve, tagged_night
+from daynight.data.tables import NAMES, TABLES, find_table, read_meaning
 from daynight.system.console import say, warn
 from daynight.system.errors import InputError, Unlabelled
 
@@ -53,7 +56,7 @@ class ImageSet:
     def fingerprint(self) -> dict[str, str]:
         """That of images and labels, see `fingerprint`, and of what the labels' ids mean."""
         kind, told = self.label_kind, [x.read_bytes() for x in sorted(self.root.glob("config*.json")) if x.is_file()]
-        meaning = f"{kind} {kind.train_ids.tolist()} {self.classes} {told}" if kind else ""
+        meaning = f"{kind.meaning} {self.classes} {told}" if kind else ""
         found = {" (classes.json, label ids)": hashlib.sha256(meaning.encode()).hexdigest()[:12]}
         return fingerprint(self.root, self.images + self.labels) | found
 
@@ -70,11 +73,16 @@ class ImageSet:
 
 def fingerprint(root: Path, files: Sequence[Path | None]) -> dict[str, str]:
     """12 hex digits each for names, contents and times of files below root. The keys go behind the files' option."""
-    parts = [files[i : i + 64] or [None] for i in range(0, len(files) or 1, 64)]  # a task for each file takes longer
-    with ThreadPoolExecutor(16) as pool:
-        states = [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
-    digests = (hashlib.sha256("".join(x).encode(errors="surrogateescape")) for x in zip(*states, strict=True))
+    found = states(root, files or [None])
+    digests = (hashlib.sha256("".join(x).encode(errors="surrogateescape")) for x in zip(*found, strict=True))
     return {end: found.hexdigest()[:12] for end, found in zip(("", CONTENTS, TIMES), digests, strict=True)}
+
+
+def states(root: Path, files: Sequence[Path | None]) -> list[tuple[str, str, str]]:
+    """`_state` of each file."""
+    parts = [files[i : i + 64] for i in range(0, len(files), 64)]  # a task for each file takes longer
+    with ThreadPoolExecutor(16) as pool:
+        return [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
 
 
 def _state(root: Path, path: Path | None) -> tuple[str, str, str]:
@@ -111,7 +119,7 @@ def load(
     Raises InputError when there is no such data set, split, image or label.
     """
     whole = tagged_night(name, data_root)
-    layout = locate(resolve(whole or name, data_root, option))
+    layout = locate(resolve(whole or name, data_root, option, labelled))
     where = f"{option}: {layout.root}"
     if time in ("day", "twilight") and (whole or layout.night_only):
         raise InputError(f"{where}: {layout.name} has night images only; give it as a night set")
@@ -123,7 +131,9 @@ def load(
     for split in layout.imageless() if splits is None else ():
         if split not in chosen and _scored({*layout.splits, split}) == split:
             warn(f"{where}: {split} has labels and no images, so {chosen[0] or layout.root} is read")
-    return _gather(name, layout, chosen, option, time, labels, labelled)
+    found = _gather(name, layout, chosen, option, time, labels, labelled)
+    other = f"{name}: not the 87 images that papers call BDD100K-night; examples/data.md (--list) has those"
+    return replace(found, notes=(*found.notes, other)) if whole else found
 
 
 def _choose(layout: Layout, splits: Sequence[str] | None, where: str) -> list[str | None]:
@@ -166,15 +176,17 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
         notes.append(f"labels are {kind.refused} ({min(files.values()).relative_to(root)}) and not used")
         kind = None
     if labelled and not kind:
-        message = f"{where}: no labels for the images in {looked_in}; expected {layout.expected()}"
+        message = f"{where}: no labels for the images in {looked_in}; {looked_for(layout, images)}"
         raise Unlabelled("; ".join([message, *notes]))
-    classes, file = None if layout.own_classes else CITYSCAPES, root / "classes.json"
+    classes = None if layout.own_classes else CITYSCAPES
     if kind and layout.own_classes:
-        if labelled or file.exists():
-            classes = read_classes(file)
-        else:
-            notes.append("labels are not used, as there is no classes.json")
-            kind = None
+        classes, kind, remarks = layout.meaning(kind, sorted(files.values()), labels)
+        notes += remarks
+        if not kind:
+            missing = f"there is no classes.json in {root}, and none of {', '.join(TABLES)}"
+            if labelled:
+                raise InputError(f"{where}: labels without names of classes: {missing}")
+            notes.append(f"labels are not used, as {missing}")
 
     paths = [files.get(keys.get(image)) if kind else None for image in images]
     if labelled and None in paths:
@@ -183,6 +195,21 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
     notes, ending = (f"{name}: {note}" for note in notes), layout.pattern.split(FILE)[1]
     images, paths, notes = map(tuple, (images, paths, notes))
     return ImageSet(name, root, layout.name, split, images, paths, kind, classes, notes, ending)
+
+
+def looked_for(layout: Layout, images: Sequence[Path]) -> str:
+    """Where labels were looked for, and the file that is nearest to being one of them, in words."""
+    tried = dict.fromkeys(pattern.split(FILE)[0].replace(SPLIT, "<split>") or "beside" for _, pattern in layout.labels)
+    ends = dict.fromkeys(pattern.split(FILE)[1] for _, pattern in layout.labels)
+    told = f"looked in {' '.join(tried)} for *{', *'.join(filter(None, ends))}; " * bool(tried)
+    own = {path for _, path in layout.files(layout.pattern)}
+    others = islice((path for path in walk(layout.root) if is_image(path) and path not in own), 2000)
+    others = {path.relative_to(layout.root).as_posix(): path.stem for path in others}
+    scores = {name: SequenceMatcher(None, images[0].stem, stem).ratio() for name, stem in others.items()}
+    near = max(scores, key=scores.get, default=None)
+    told += f"the nearest file is {near}; " * bool(near and scores[near] > 0.3)
+    more = "; examples/import_labels.py converts labelme's polygons and pictures with their labels side by side"
+    return f"{told}expected {layout.expected()}{more * layout.own_classes}"
 
 
 def describe(name: str, data_root: Path, option: str, labels=None, asked: str | None = None) -> list[str]:
@@ -194,7 +221,7 @@ def describe(name: str, data_root: Path, option: str, labels=None, asked: str | 
         found = load(name, data_root, option, splits=asked and (asked,), labels=labels)
         return [str(found), *found.notes]
     layout = locate(resolve(name, data_root, option))
-    lines, scored = [f"{name}: {note}" for note in layout.notes], []
+    lines, scored, bare = [f"{name}: {note}" for note in layout.notes], [], None
     for part in layout.parts():
         part.notes, imageless = (), part.imageless()  # the notes are said above
         for split in dict.fromkeys((*part.splits, *imageless)):
@@ -206,8 +233,11 @@ def describe(name: str, data_root: Path, option: str, labels=None, asked: str | 
             times = Counter(filter(None, map(part.time_of, found.images)))
             lines += [str(found), *found.notes]
             lines += [f"  {time}: {counted(times[time], 'image')}" for time in sorted(times)]
+            bare = bare or found.images
             if found.label_kind and split == (asked or _scored(part.splits)):
                 scored = [f"{name}: eval scores {part.name}, {split}"]
+    if bare and not scored:
+        lines.append(f"{name}: no labels to score; {looked_for(layout.labelled(), bare)}")
     try:
         layout.choose([], ["<split>"], "night", name)
     except InputError as error:  # which files would tell the time of day
@@ -235,10 +265,19 @@ def companions(root: Path) -> tuple[Path, ...]:
     layout = locate(root)
     beside = ("classes.json", "config*.json", "LICENSE*")
     files = {path for pattern in beside for path in layout.root.glob(pattern) if path.is_file()}
+    files.update(path for path in layout.class_tables() if layout.root in path.parents)
     for part in layout.parts():
         patterns = (pattern for kind, pattern in part.labels if not kind.refused)
         files.update(path for pattern in patterns for _, path in part.files(pattern))
     return tuple(sorted(files))
+
+
+def own_classes(root: Path) -> Classes | None:
+    """The classes of own data by a table beside them, None where there is no table."""
+    layout = locate(root)
+    tables = dict.fromkeys(path.parent for path in layout.class_tables())
+    table, own = find_table(tables), find_table(tables, NAMES[:1])
+    return read_meaning(table, own)[0] if table or own else None
 
 
 def counterparts(images: Sequence[Path], root: Path, translated: Path) -> tuple[list[Path], list[Path]]:
@@ -269,15 +308,16 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
             )
 
 
-def announce(sets: Sequence[ImageSet], out: str | None, option: str = "--out") -> None:
-    """Say what each set holds, with its remarks. Raises InputError if `out` lies among the images of one, where what is
-    written would be read as an image the next time."""
+def announce(sets: Sequence[ImageSet], places: dict[str, str | None]) -> None:
+    """Say what each set holds, with its remarks. Raises InputError if one of the `places`, by option, lies among the
+    images of one, where what is written would be read as an image the next time."""
     for image_set in sets:
         part = Path(os.path.commonpath(image_set.images)).relative_to(image_set.root).parts[:1]
         top = Path(os.path.realpath(image_set.root.joinpath(*part if image_set.layout != Images.name else ())))
-        here = Path(os.path.realpath(out)) if out else top.parent
-        if top in (here, *here.parents):
-            raise InputError(f"{option} {out}: lies among the images of {image_set.name}; give a folder beside them")
+        for option, place in places.items():
+            here = Path(os.path.realpath(place)) if place else top.parent
+            if top in (here, *here.parents):
+                raise InputError(f"{option} {place}: lies among the images of {image_set.name}; give one beside them")
         say(str(image_set))
         for note in image_set.notes:
             say(f"  {note}")

@@ -83,7 +83,7 @@ class Folder:
     def fingerprint(self) -> dict[str, str]:
         """Of names, contents and times, as that of an `ImageSet`; and of how the translations were made."""
         paths = [path for photographs in self.photographs.values() for path in photographs.images.paths]
-        made = digest(str(self.record and self.record.read_bytes()))
+        made = digest(str(self.record and read_json(self.record) | {"files": None}))  # of more images it may be
         return fingerprint(self.root, paths) | {" (translation.json)": made}
 
 

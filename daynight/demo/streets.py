@@ -244,7 +244,7 @@ def write(root: Path, seed: int, night: bool, train: int, val: int, size=(96, 19
 
     train, val: numbers of scenes; extra: a number of further scenes without labels, in images/train_extra; size:
     (height, width) in pixels. Each split, seed and time of day has its own scenes. A larger number adds scenes to a
-    split and keeps the others. Each file is written whole or not at all.
+    split and keeps the others. Each file is written whole or not at all; one that is there stays.
     """
     # even numbers train and odd numbers validate, so that neither count changes the other's scenes
     for split, first, count in (("train", 0, train), ("val", 1, val), ("train_extra", 2 * train, extra)):
@@ -254,5 +254,7 @@ def write(root: Path, seed: int, night: bool, train: int, val: int, size=(96, 19
             for kind, picture in pictures.items():
                 path = Path(root) / kind / split / f"{number // 2:05d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                replace(path, partial(Image.fromarray(picture).save, format="PNG"))
-    write_json(Path(root) / "classes.json", [{"name": name, "color": list(color)} for name, color in CLASSES])
+                if not path.exists():
+                    replace(path, partial(Image.fromarray(picture).save, format="PNG"))
+    if not (path := Path(root) / "classes.json").exists():
+        write_json(path, [{"name": name, "color": list(color)} for name, color in CLASSES])

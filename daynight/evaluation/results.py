@@ -17,7 +17,7 @@ from daynight.data.formats import open_image
 from daynight.data.images import Images
 from daynight.data.labels import read_label
 from daynight.data.sets import TIMES, ImageSet
-from daynight.evaluation.metrics import accuracy, bootstrap, interval, iou, mean_iou, mean_iou_of
+from daynight.evaluation.metrics import accuracy, bootstrap, counts, interval, iou, mean_iou, mean_iou_of
 from daynight.inference.folders import png_names
 from daynight.reports import html as page
 from daynight.reports.previews import label_image
@@ -164,6 +164,22 @@ def table(results: list[Result]) -> Table:
     return shown
 
 
+def both_means(results: list[Result]) -> list[str]:
+    """A line for each result whose mIoU differs between the rules "present" and "official", with both."""
+    lines = []
+    for entry, matrix, *_ in results:
+        _, labelled, predicted = counts(matrix)
+        present, official = (number(100 * mean_iou(matrix, rule)) for rule in ("present", "official"))
+        if present != official:
+            name = " ".join(filter(None, [entry["dataset"], entry["split"]]))
+            occur, seen = (int((found > 0).sum()) for found in (labelled, labelled + predicted))
+            lines.append(
+                f"{name}, {entry['model']}: mIoU over the {occur} classes that occur: {present}; over the {seen} that "
+                f"occur or are predicted, as cityscapesScripts counts: {official}"
+            )
+    return lines
+
+
 def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> None:
     """Write `index.html` into the folder that holds the colour predictions of every run and data set."""
     header, rows, differences = tables(results)
@@ -176,6 +192,7 @@ def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> Non
             *[page.table(["difference", *header[1:]], differences)] * bool(differences),
             f"mIoU over {RULES[results[0].entry['mean']]} and pixel accuracy, in percent. 95 %: bootstrap over the "
             "images; for a difference, over the same images for both runs.",
+            *both_means(results),
         )
     ]
     for image_set in sets:

@@ -13,10 +13,11 @@ import torch
 from daynight.config import EvalOptions, factors
 from daynight.data.images import Images, Writer
 from daynight.data.labels import CITYSCAPES, IGNORE, LABEL_ID_OF, Classes, read_label
+from daynight.data.lists import listed
 from daynight.data.sets import ImageSet, announce, describe, image_files, load
 from daynight.data.transforms import resize_label
 from daynight.evaluation.metrics import confusion_matrix, counts
-from daynight.evaluation.results import Result, fingerprint, folder_name, summarise, table, write_page
+from daynight.evaluation.results import Result, both_means, fingerprint, folder_name, summarise, table, write_page
 from daynight.inference.folders import png_names
 from daynight.inference.tiles import reading_threads, segment
 from daynight.models.deeplab import DeepLabV2
@@ -66,6 +67,8 @@ def evaluate(options: EvalOptions) -> list[dict]:
         if accelerator.is_main_process:
             with survived(problems, "the table"):
                 show(table(results))
+                for line in both_means(results):
+                    say(line)
             if saves and not problems:
                 with survived(problems, f"--save {folder}"):
                     write_page(results, sets, folder)
@@ -95,7 +98,8 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], list, li
     """
     names = options.model or ["runs/seg"] * (not options.predictions)
     sets = [load_set(name, options, labelled=True) for name in dict.fromkeys(options.dataset)]
-    announce(sets, options.save, "--save")
+    sets = listed(sets, options.list_)
+    announce(sets, {"--save": options.save})
     runs = [Model(name, options, accelerator) for name in dict.fromkeys(names)]
     runs += [Predictions(name, options, sets) for name in dict.fromkeys(options.predictions)]
     pairs = [(run, image_set, class_map(run, image_set, options.class_map)) for run in runs for image_set in sets]
@@ -125,7 +129,8 @@ def heading(run, image_set: ImageSet, options: EvalOptions) -> dict:
 def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None:
     """What is scored of a data set. Unless `labelled`, None where it has no labels. Raises `InputError` where all
     pixels of its labels are ignored, as in Cityscapes' test set."""
-    splits, root = (options.split,) if options.split else None, Path(options.data_root)
+    splits = (options.split,) if options.split else ("train", "val", "test") if options.list_ else None
+    root = Path(options.data_root)
     found = None
     # a damaged label is reported when it is scored
     with suppress(Unreadable) if labelled else suppress(Unreadable, Unlabelled):
@@ -137,10 +142,14 @@ def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None
 
 def check_data(options: EvalOptions) -> None:
     """Say what each data set holds, and read every label that would be scored."""
+    some = [load_set(name, options, labelled=True) for name in options.dataset] if options.list_ else []
+    some = {part.name: part for part in listed(some, options.list_)}
     for name in options.dataset:
         for line in describe(name, Path(options.data_root), "--dataset", options.labels, options.split):
             say(line)
-        image_set = load_set(name, options, labelled=False)
+        image_set = some.get(name) or load_set(name, options, labelled=False)
+        if name in some:
+            say(f"scored: {image_set}")
         if not image_set:
             say(f"{name}: no labels, so nothing to score")
             continue

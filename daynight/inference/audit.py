@@ -12,6 +12,7 @@ from PIL import Image
 from daynight.data.cache import digest
 from daynight.data.images import Images
 from daynight.data.labels import Classes
+from daynight.data.sets import states
 from daynight.data.transforms import resize_image
 from daynight.inference.folders import Folders, unfinished
 from daynight.inference.tiles import segment
@@ -66,28 +67,32 @@ def audit(judge: Judge, folders: Folders, threads: int) -> None:
     """
     parts, result = folders.out / PARTS, folders.out / RESULT
     content = read_json(result) if result.is_file() else {}
-    known = {entry["image"]: entry for entry in content["images"]} if content.get("audit") == judge.record else {}
-
-    def name_of(path: Path) -> str:
-        return path.relative_to(folders.root).as_posix()
+    known = {entry.get("key"): entry for entry in content["images"]} if content.get("audit") == judge.record else {}
+    gathered(None)  # every translation is there
+    pairs = zip(
+        states(folders.root, folders.images), states(folders.out, [*map(folders.place, folders.images)]), strict=True
+    )
+    keys = [digest("".join(image + translation)) for (*image, _), (*translation, _) in pairs]  # of names and contents
+    key_of = dict(zip(folders.images, keys, strict=True))
 
     def part_of(path: Path) -> Path:
-        return parts / judge.record["model"] / f"{digest(name_of(path))}.json"
+        return parts / judge.record["model"] / f"{key_of[path]}.json"
 
     def results(paths):
         return judge.compare(paths, list(map(folders.place, paths)), threads)
 
-    title, done = f"audit by {judge.name}", lambda path: name_of(path) in known or part_of(path).is_file()
+    title, done = f"audit by {judge.name}", lambda path: key_of[path] in known or part_of(path).is_file()
     for path, _, _, before, after in unfinished(title, folders.images, done, results):
         part_of(path).parent.mkdir(parents=True, exist_ok=True)
-        write_json(part_of(path), {"image": name_of(path)} | changes_of(before, after, judge.classes.names))
+        entry = {"image": path.relative_to(folders.root).as_posix(), "key": key_of[path]}
+        write_json(part_of(path), entry | changes_of(before, after, judge.classes.names))
     gathered(None)
     if judge.accelerator.is_main_process:
-        found = known | {name_of(path): read_json(part_of(path)) for path in folders.images if part_of(path).is_file()}
-        if found != known:
+        found = [known.get(key_of[path]) or read_json(part_of(path)) for path in folders.images]
+        if found != content.get("images"):
             # deleted first: if this process is killed between the two files, the next audit writes both
             result.unlink(missing_ok=True)
-            report(judge, folders, [found[name_of(path)] for path in folders.images])
+            report(judge, folders, found)
         shutil.rmtree(parts, ignore_errors=True)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daynight.data.layouts.tree import locate, resolve
-from daynight.data.sets import CONTENTS, fingerprint, image_files
+from daynight.data.lists import listed
+from daynight.data.sets import ImageSet, image_files, states
 from daynight.system.console import counted, say
 from daynight.system.errors import InputError
 from daynight.system.files import check_apart, claim, read_json
@@ -32,12 +33,17 @@ class Folders(NamedTuple):
         return self.out / path.relative_to(self.root)
 
 
-def find(name: str, data_root: str, out: str) -> Folders:
+def find(name: str, data_root: str, out: str, lists: Sequence[str] = ()) -> Folders:
     """Raises `InputError` where there is no image, or where what is written would be read again."""
     given = resolve(name, Path(data_root), "--in")
     root = locate(given).root
-    check_apart(root, Path(out))
-    return Folders(given, root, image_files(given), Path(out))
+    images = image_files(given)
+    for folder in {root, *(image.parent for image in images)}:  # links may lead elsewhere
+        check_apart(folder, Path(out))
+    if lists:
+        every = ImageSet(name, root, "--in", None, images, (None,) * len(images), None, None, ())
+        images = listed([every], lists)[0].images
+    return Folders(given, root, images, Path(out))
 
 
 def png_names(paths: Sequence[Path]) -> dict[Path, Path]:
@@ -53,37 +59,37 @@ def png_names(paths: Sequence[Path]) -> dict[Path, Path]:
 
 @contextmanager
 def claimed(
-    out: Path, name: str, record: dict, accelerator, folders: Folders | None = None, is_done: Callable = bool
+    out: Path, name: str, record: dict, accelerator, root: Path = Path(), files: Sequence = (), is_done: Callable = bool
 ) -> Iterator[None]:
     """Claim the folder `out` for results of what `record` describes, and wait at the end for all processes.
 
-    `folders`, `is_done`: what the results are made of, and whether there is one for a path. Raises `InputError` on
-    every process where the claim is refused: see `claim` and `sample`.
+    `files` below `root`: what the results are made of; `is_done`: whether there is one for a path. Raises `InputError`
+    on every process where the claim is refused: see `claim` and `contents`.
     """
     with together():
         lock = nullcontext()
         if accelerator.is_main_process:
-            lock = claim(out, name, record, renewed={"images": sample(folders, name, is_done)} if folders else {})
+            lock = claim(out, name, record, renewed=files and {"files": contents(out, name, root, files, is_done)})
     with lock:
         yield
         gathered(None)
 
 
-def sample(folders: Folders, name: str, is_done: Callable[[Path], bool]) -> dict[str, str]:
-    """Digests of at most 8 images by their paths, always the same ones: those in the record `name`.
+def contents(out: Path, name: str, root: Path, files: Sequence[Path], is_done: Callable[[Path], bool]) -> dict:
+    """Digests of the files by their paths, with those in the record `name` of what is no longer there.
 
-    Another tree may have images of the same names. Raises `InputError` where there are results of such images.
+    Another tree may have files of the same names. Raises `InputError` where there are results of such files.
     """
-    root, images, made = folders.root, folders.images, None
-    with suppress(InputError):
-        made = read_json(folders.out / name).get("images")
-    if not isinstance(made, dict):
-        made = {images[i * len(images) // 8].relative_to(root).as_posix(): None for i in range(8)}
-    found = {path: fingerprint(root, [root / path])[CONTENTS] for path in made if (root / path).is_file()}
+    made = {}
+    with suppress(InputError, TypeError, ValueError):
+        made = dict(read_json(out / name).get("files", {}))
+    names = [path.relative_to(root).as_posix() for path in files]
+    found = {name: state[1][:12] for name, state in zip(names, states(root, files), strict=True)}
     for path in found:
-        if made[path] not in (None, found[path]) and is_done(root / path):
-            what = f"of another tree than {folders.given}, with other images of the same names (as {path})"
-            raise InputError(f"--out {folders.out}: was made {what}; give another folder")
+        # an earlier version recorded none
+        if made and made.get(path) != found[path] and is_done(root / path):
+            what = f"of other files than now (as {root / path}, new or changed)"
+            raise InputError(f"--out {out}: was made {what}; give another folder")
     return made | found
 
 

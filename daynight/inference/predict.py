@@ -24,7 +24,7 @@ def predict(options: PredictOptions) -> None:
     The ids are train ids or Cityscapes label ids, at each image's own size. What is there and whole is skipped.
     """
     accelerator = make_accelerator(options.precision)
-    folders = find(options.in_, options.data_root, options.out)
+    folders = find(options.in_, options.data_root, options.out, options.list_)
     model = load_model(options.model, "teacher", "--model", DeepLabV2).to(accelerator.device)
     classes = Classes(*classes_of(model))
     if options.ids == "labelIds" and classes != CITYSCAPES:
@@ -48,7 +48,10 @@ def predict(options: PredictOptions) -> None:
     def is_done(path: Path) -> bool:
         return all(map(is_whole, places(path)))
 
-    with claimed(folders.out, "prediction.json", record, accelerator, folders, is_done), Writer() as writer:
+    with (
+        claimed(folders.out, "prediction.json", record, accelerator, folders.root, folders.images, is_done),
+        Writer() as writer,
+    ):
         title = f"{options.in_} → {folders.out}"
         for path, image, prediction, confidence in unfinished(title, folders.images, is_done, results):
             labels = prediction.cpu().numpy()

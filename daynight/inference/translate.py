@@ -1,8 +1,6 @@
 """`translate`: a tree of images, and its labels with it (§3.2)."""
 
-import fcntl
 import os
-import shutil
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,8 @@ from PIL import Image
 from daynight.config import TranslateOptions, pair
 from daynight.data.formats import open_image
 from daynight.data.images import Images, Writer, is_whole, save_image
-from daynight.data.sets import companions
+from daynight.data.layouts.layout import is_image
+from daynight.data.sets import companions, own_classes
 from daynight.data.transforms import target_size
 from daynight.inference.audit import Judge, audit
 from daynight.inference.folders import Folders, claimed, find, unfinished
@@ -21,7 +20,7 @@ from daynight.models.generator import Generator
 from daynight.models.hub import find_model, identity, load_model
 from daynight.system.console import say
 from daynight.system.errors import InputError
-from daynight.system.files import replace
+from daynight.system.files import copy, replace, write_json
 from daynight.system.processes import make_accelerator
 
 
@@ -31,7 +30,7 @@ def translate(options: TranslateOptions) -> None:
     Images that are there and whole are skipped. Images keep their size, unless `options.size` gives one.
     """
     accelerator = make_accelerator(options.precision)
-    folders = find(options.in_, options.data_root, options.out)
+    folders = find(options.in_, options.data_root, options.out, options.list_)
     judge = Judge(options.audit, accelerator) if options.audit else None
     part = "night2day" if options.reverse else "day2night"
     model = load_model(options.model, part, "--model", Generator).to(accelerator.device)
@@ -47,27 +46,33 @@ def translate(options: TranslateOptions) -> None:
     def is_done(path: Path) -> bool:
         return is_whole(folders.place(path))
 
-    with claimed(folders.out, "translation.json", record, accelerator, folders, is_done):
+    def is_there(path: Path) -> bool:
+        place = folders.place(path)
+        return place.exists() and not place.samefile(path)  # a hard link
+
+    labels = companions(folders.given)
+    files = folders.images + labels
+    with claimed(folders.out, "translation.json", record, accelerator, folders.root, files, is_there):
         with Writer() as writer:
             title = f"{options.in_} → {folders.out}"
             for path, _, image in unfinished(title, folders.images, is_done, results):
                 writer.save(image, folders.place(path))
         if accelerator.is_main_process:
-            carry(folders, options.size, options.link)
+            carry(folders, labels, options.size, options.link)
         if judge:
             audit(judge, folders, threads)
 
 
-def carry(folders: Folders, size: str | None, link: bool) -> None:
-    """Copy label files and what belongs to them, or make hard links if `link` and the file system has them. With `size`
-    labels are resized by nearest neighbour."""
-    files = companions(folders.given)
+def carry(folders: Folders, files: tuple[Path, ...], size: str | None, link: bool) -> None:
+    """Copy label files and what belongs to them (`companions`), or make hard links if `link` and the file system has
+    them. With `size` labels are resized by nearest neighbour. The classes of another tool's table are written as
+    classes.json, too."""
     for path in files:
         target = folders.place(path)
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        if size and path.suffix == ".png":
+        if size and is_image(path):
             try:
                 label = open_image(path)
                 height, width = target_size(label.height, label.width, size)
@@ -82,14 +87,7 @@ def carry(folders: Folders, size: str | None, link: bool) -> None:
                 os.link(path.resolve(), target)
                 continue
         replace(target, partial(copy, path))
+    classes, file = own_classes(folders.given), folders.out / "classes.json"
+    if classes and not file.exists():
+        write_json(file, [{"name": n, "color": c} for n, c in zip(classes.names, classes.colors, strict=True)])
     say(f"{len(files):,} label files and their like came along")
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file. Where the file system can, the copy shares the blocks on disk until one of the two changes."""
-    FICLONE = 0x40049409  # of Linux: ioctl_ficlone(2)
-    with open(source, "rb") as old, open(target, "wb") as new:
-        try:
-            fcntl.ioctl(new, FICLONE, old.fileno())
-        except OSError:
-            shutil.copyfileobj(old, new)

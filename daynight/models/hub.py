@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,9 @@ REASONS = {
 def save_model(model: torch.nn.Module, folder: Path) -> None:
     """Write a model that `load_model` reads. Files of an earlier model are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
+    # cloned: safetensors refuses parameters that share their memory
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    replace(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+    replace(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
     write_json(folder / CONFIG, {"class": type(model).__name__, "daynight": __version__} | model.config)
 
 
@@ -54,8 +56,7 @@ def find_model(name: str, part: str, option: str) -> Path:
     Raises `InputError` naming `option` if there is none.
     """
     folder, is_there = Path(name), os.path.exists(name)
-    is_id = name.partition("@")[0].count("/") == 1 and not name.startswith((".", "/", "runs/"))
-    if is_id and not is_there:
+    if hub_id(name):
         files = [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)]
         with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
             folder, is_there = download(name, files), True
@@ -67,6 +68,13 @@ def find_model(name: str, part: str, option: str) -> Path:
     missing = "holds no model" if is_there else "no such folder"
     run = "a run of daynight " + ("seg-train" if part == "teacher" else "translate-train")
     raise InputError(f"{option} {name}: {missing} ({CONFIG} and {WEIGHTS}, there or in {part}/); give {run}")
+
+
+def hub_id(name: str) -> str | None:
+    """The Hub's repository that the name of a model stands for, without a revision; None for a folder."""
+    repository = name.partition("@")[0]
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository) and not name.startswith("runs/")
+    return repository if is_id and not os.path.exists(name) else None
 
 
 def download(name: str, files: list[str]) -> Path:

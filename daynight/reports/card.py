@@ -8,10 +8,11 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
+import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from daynight.config import default_of, free
-from daynight.models.hub import identity
+from daynight.models.hub import hub_id, identity
 from daynight.reports.record import newest_first, previews_in
 from daynight.system.console import number
 from daynight.system.files import read_json, replace, write_text
@@ -70,8 +71,11 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     command, task, tags, title, what, use = KINDS[config["class"]]
     config |= {key: in_text(public(value)) for key, value in config.items() if isinstance(value, str)}
     config["classes"] = ", ".join(f"{i} {in_text(name)}" for i, name in enumerate(config.get("names", [])))
-    data = ModelCardData(library_name="daynight", pipeline_tag=task, tags=tags, license="unknown")
     named = [(option, text.rpartition(": ")) for option, texts in record.get("sets", {}).items() for text in texts]
+    data = ModelCardData(
+        library_name="daynight", pipeline_tag=task, tags=tags, license="unknown", base_model=base_model(options),
+        datasets=sorted({found for _, (name, *_) in named if (found := hub_set(name))}) or None,
+    )  # fmt: skip
     sets = [f"- `{option}` {in_text(f'{public(name)}: {held}')}" for option, (name, _, held) in named]
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -92,6 +96,20 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     ]
     text = "\n\n".join(filter(None, parts)) + "\n"
     write_text(path, text)
+
+
+def base_model(options) -> str | None:
+    """The Hub's repository of the weights that a training began with, as far as the options tell."""
+    if options.init:
+        return hub_id(options.init)
+    pretrained = getattr(options, "backbone_weights", None) == "pretrained"
+    return timm.get_pretrained_cfg(options.backbone).hf_hub_id if pretrained else None
+
+
+def hub_set(name: str) -> str | None:
+    """The Hub's repository of a data set that an option names (`hf:USER/NAME…`); None for a folder."""
+    found = re.match(r"hf:([\w-][\w.-]*(?:/[\w.-]+)?)(?=[@:#]|$)", name)
+    return found[1] if found and not os.path.exists(found[1]) else None
 
 
 def words(options) -> str:
@@ -180,7 +198,8 @@ def table(results: list) -> str:
 def public(value: object) -> str:
     """An option's value as others may read it: the last part of what names a path."""
     text = str(value)
-    return os.path.basename(os.path.abspath(text)) if os.sep in text or os.path.exists(text) else text
+    is_path = (os.sep in text or os.path.exists(text)) and not hub_set(text)
+    return os.path.basename(os.path.abspath(text)) if is_path else text
 
 
 def in_text(name: str) -> str:

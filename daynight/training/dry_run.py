@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from daynight.data.images import Images
-from daynight.data.labels import read_label
+from daynight.data.labels import IGNORE, read_label
 from daynight.data.sets import ImageSet, evenly
 from daynight.system.console import counted, duration, say, warn
 from daynight.system.errors import InputError, Unreadable
@@ -79,6 +81,42 @@ def tell_disk(run, checkpoint: Checkpoint, cache: float) -> None:
 
 def gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
+
+
+def check_labels(image_set: ImageSet) -> None:
+    """Look at up to 200 labels of a set: say which classes occur in none. Raises `InputError` where nothing can be
+    learned from them, because all is ignored or only one class occurs; only warns where not all were looked at."""
+    labels = [image_set.labels[i] for i in evenly(len(image_set.labels), 200)]
+
+    def count(path: Path) -> np.ndarray:
+        try:
+            values = read_label(path, image_set.label_kind, image_set.classes)
+        except Unreadable:  # the training says so, or skips it
+            return np.zeros(256, int)
+        return np.bincount(values.ravel(), minlength=256)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        pixels = sum(pool.map(count, labels))
+    names, problem = image_set.classes.names, ""
+    seen = [name for name, pixel in zip(names, pixels, strict=False) if pixel]
+    if pixels[IGNORE] and not seen:
+        problem = "ignore every pixel (255)"
+    elif len(seen) == 1 and (pixels[IGNORE] or len(names) > 1):
+        problem = f"hold no class but {seen[0]!r}" + " and 255 = ignore" * bool(pixels[IGNORE])
+        if seen[0] == names[0] and pixels[IGNORE]:
+            problem += (
+                ": is class 1 stored as 255? Then write 1 for 255, or give its colour, white, in a class_dict.csv"
+            )
+    if problem:
+        problem = (
+            f"--day {image_set.name}: its {len(labels):,} labels looked at {problem}; there is nothing to tell apart"
+        )
+        if len(labels) == len(image_set.labels):
+            raise InputError(problem)
+        warn(problem)
+    elif seen and len(seen) < len(names):
+        unseen = ", ".join(name for name in names if name not in seen)
+        say(f"{image_set.name}: in {len(labels):,} labels looked at never occur: {unseen}")
 
 
 def check_files(sets: dict[str, list[ImageSet]], held: dict[str, list[ImageSet]], labelled, options) -> None:

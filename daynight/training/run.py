@@ -23,6 +23,7 @@ from accelerate.utils import set_seed
 from daynight.config import free
 from daynight.data.sampling import generator
 from daynight.data.sets import TIMES
+from daynight.reports.record import previews_in
 from daynight.system import __version__
 from daynight.system.console import Meter, say, warn
 from daynight.system.errors import InputError
@@ -218,8 +219,9 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
         ) from error
     # without a checkpoint nothing is lost by beginning again, with other options or data
     if not checkpoints_in(folder):
-        if model := next(folder.rglob("model.safetensors"), None):
-            raise InputError(f"--out {folder}: holds {model}, and no checkpoint to go on from; give another --out")
+        later = list(previews_in(folder, sys.maxsize).values())[1:]  # the first comes before there is a checkpoint
+        if found := [*folder.rglob("model.safetensors"), *later]:
+            raise InputError(f"--out {folder}: holds {found[0]}, and no checkpoint to go on from; give another --out")
         return False
     given = asdict(options)
     for name in sorted(former.keys() - {name.rstrip("_") for name in given}):

@@ -184,7 +184,8 @@ def test_bdd_night_is_what_the_tags_call_night_of_the_10k(tmp_path):
     root = trees.bdd100k(tmp_path / "bdd", ten_k=3)
     night = load("bdd-night", tmp_path, "--dataset", splits=None, labelled=True)
     assert str(night) == "bdd-night: BDD100K 10k, val, 1 image, 1 label (trainIds), 19 classes"
-    assert night.notes == ("bdd-night: 1 of 3 images are tagged night; 2 without a time of day are left out",)
+    assert night.notes[0] == "bdd-night: 1 of 3 images are tagged night; 2 without a time of day are left out"
+    assert "not the 87 images" in night.notes[1] and "--list" in night.notes[1]
     assert names(night.images, root) == ["images/10k/val/val-000.jpg"]
     assert load(f"{root}-night/", tmp_path, "--dataset", splits=None, labelled=True).images == night.images
     assert describe("bdd-night", tmp_path, "--dataset") == [str(night), *night.notes]
@@ -343,7 +344,10 @@ def test_folders_like_those_of_mapillary_vistas_are_of_other_classes(tmp_path):
     """Nothing says what the ids of such labels mean, so they are never mapped."""
     root = trees.mapillary_vistas(tmp_path / "mine", versions=("1.2",))
     (root / "config.json").write_text('{"labels": []}')
-    assert "several data sets" in message(load, "mine", tmp_path, "--day", labelled=True)
+    said = message(load, "mine", tmp_path, "--day", labelled=True)
+    assert "no classes.json" in said and "id2label.json" in said
+    night = load("mine", tmp_path, "--night", time="night")
+    assert (night.split, len(night.images), set(night.labels)) == ("train", 3, {None})
 
 
 def test_a_part_of_mapillary_vistas(tmp_path):

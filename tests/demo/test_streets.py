@@ -116,3 +116,13 @@ def test_extra_scenes_are_others_and_have_no_labels(tmp_path):
     others = [path.read_bytes() for split in ("train", "val") for path in (tmp_path / "images" / split).iterdir()]
     assert len(extra) == 3 and not (tmp_path / "labels/train_extra").exists()
     assert not {path.read_bytes() for path in extra} & set(others)
+
+
+def test_what_is_there_stays(tmp_path):
+    streets.write(tmp_path, 0, False, train=1, val=1, extra=1)
+    before = files(tmp_path)
+    paths = [tmp_path / name for name in before]
+    paths[0].write_text("changed by somebody")
+    times = [path.stat().st_mtime_ns for path in paths]
+    streets.write(tmp_path, 0, False, train=1, val=1, extra=1)
+    assert times == [path.stat().st_mtime_ns for path in paths] and paths[0].read_text() == "changed by somebody"

@@ -395,6 +395,21 @@ def test_runs_that_differ_by_seed_alone(home, tmp_path):
     assert "seeds)" not in score(home, words, tmp_path)[1]
 
 
+def test_both_means_are_told_where_they_differ(home, tmp_path):
+    """Of 19 classes 4 occur on cs; model a predicts others too. In own every class occurs."""
+    found = {}
+    for rule in ("present", "official"):
+        entries, out = score(home, f"--model a --model b --dataset cs --mean {rule} --save {tmp_path}/{rule}", tmp_path)
+        lines = [line for line in out.splitlines() if "cityscapesScripts" in line]
+        assert len(lines) == 2 and lines[0] in (tmp_path / rule / "index.html").read_text()
+        found[rule] = [entry["miou"] for entry in entries]
+    for name, line, *mious in zip("ab", lines, found["present"], found["official"], strict=True):
+        text = r"cs val, (\w): mIoU over the 4 classes that occur: (\S+); over the \d+ that occur or are predicted, "
+        told = re.fullmatch(rf"{text}as cityscapesScripts counts: (\S+)", line)
+        assert told.groups() == (name, *(f"{miou:.1f}" for miou in mious)) and mious[0] > mious[1]
+    assert "cityscapesScripts" not in score(home, "--model three --dataset own", tmp_path)[1]
+
+
 def test_label_sets_are_told_apart(home, tmp_path):
     (of_2018,), _ = score(home, "--dataset nd --model a", tmp_path)
     (of_2019,), _ = score(home, "--dataset nd --model a --labels labelIds", tmp_path)

@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from daynight.models.deeplab import DeepLabV2
@@ -62,6 +63,13 @@ def test_a_saved_model_gives_the_same_outputs(model, tmp_path):
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
     assert {path.name for path in (tmp_path / "deep/model").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_the_weights_say_that_they_are_of_torch(model, tmp_path):
+    """transformers and other readers refuse a file without this."""
+    save_model(model, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_config_says_what_the_model_is(model, tmp_path):

@@ -71,6 +71,7 @@ def test_a_model_folder_is_a_repository(home):
         card = ModelCard.load(folder / "README.md")
         assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == ("daynight", task, "unknown")
         assert "night" in card.data.tags and card.data.eval_results is None
+        assert card.data.base_model is None and card.data.datasets is None
         assert "4 of 4 steps" in card.text and identity(folder) in card.text
         assert "- `--day` own: folder, train, 4 images" in card.text
         assert ("- `--night` dark: images, 3 images" in card.text) == (task == "image-to-image")
@@ -247,6 +248,28 @@ def test_names_of_classes_do_not_break_the_card(home, tmp_path):
     card = ModelCard.load(model / "README.md")
     assert card.data.pipeline_tag == "image-segmentation" and "\n# b" not in card.text
     assert "0 a --- # b, 1 x: y" in card.text and add_results(model, identity(model), [])
+
+
+@pytest.mark.parametrize("options, base", [
+    ({"backbone": "resnet50"}, "timm/resnet50.a1_in1k"),
+    ({"backbone_weights": "random"}, None),
+    ({"backbone_weights": "some.safetensors"}, None),
+    ({"init": "someone/model@v1"}, "someone/model"),
+    ({"init": "runs/seg"}, None),
+])  # fmt: skip
+def test_the_header_names_base_model_and_data_sets(options, base, home, tmp_path, monkeypatch):
+    model, options = tmp_path / "seg/teacher", SegTrainOptions(steps=4, day="hf:someone/day@v1:small", **options)
+    draw_model(model, trees.CLASSES, 0)
+    record = json.loads((home / "runs/seg/options.json").read_text())
+    (tmp_path / "data/sets").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    nights = [f"{name}: images, 2 images" for name in ("hf:x/n", "dark", f"hf:{tmp_path}/data/sets", "hf:data/sets")]
+    sets = {"--day": ["hf:someone/day@v1:small: folder, train, 1 image"], "--night": nights}
+    (tmp_path / "seg/options.json").write_text(json.dumps(record | {"sets": sets}))
+    write_card(model, 4, tmp_path / "seg", options)
+    card = ModelCard.load(model / "README.md")
+    assert card.data.base_model == base and card.data.datasets == ["someone/day", "x/n"]
+    assert "--day hf:someone/day@v1:small" in card.text
 
 
 STRANGE = [

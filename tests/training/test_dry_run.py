@@ -145,7 +145,7 @@ DAMAGE = {
     "day/images/train/street/001.jpg": (spoil, "not a readable image"),
     "day/labels/train/street/002.png": (cut, "cannot be read as a label"),
     "day/labels/train/street/003.png": (shrink, "label of 10x10 (height x width) for an image of 48x96"),
-    "day/labels/train/000.png": (paint, "colour-coded (RGB)"),
+    "day/labels/train/000.png": (paint, "is not one colour of classes.json"),
 }
 
 

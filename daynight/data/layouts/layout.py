@@ -10,6 +10,7 @@ from daynight.system.errors import InputError
 
 SPLIT, FILE = "{split}", "**/*"
 SHOWN = "[!.]*"  # a glob pattern: what is not hidden
+JUNK = {"@eaDir", "$RECYCLE.BIN", "__MACOSX", "System Volume Information", "lost+found"}  # hidden by other systems
 
 
 class Layout:
@@ -47,13 +48,19 @@ class Layout:
     def _splits_of(self, pattern: str) -> dict[str | None, str | None]:
         if SPLIT not in pattern:
             return {None: None}
-        place = pattern.split("/").index(SPLIT)
+        place, part = next((i, part) for i, part in enumerate(pattern.split("/")) if SPLIT in part)
         names = [folder.relative_to(self.root).parts[place] for folder in folders(self.root, pattern)]
+        tail = part.removeprefix(SPLIT)  # of train_labels
+        names = [name.removesuffix(tail) for name in names if name.endswith(tail)]
         # ACDC and Dark Zurich keep day images of the same places in <split>_ref
-        splits = {self.split_names.get(name, name): name for name in names if not name.endswith("_ref")}
+        splits = {self.split_of(name, names): name for name in names if not name.endswith("_ref")}
         # images beside train or val are strays; without either there are no splits
         beside = self.root.glob(pattern.replace(f"{SPLIT}/", "").split(FILE)[0] + SHOWN)
         return splits if {"train", "val"} & splits.keys() or not any(map(is_image, beside)) else {None: None}
+
+    def split_of(self, name: str, names: list[str]) -> str:
+        """The split of a folder, one of several of these names."""
+        return self.split_names.get(name, name)
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -79,15 +86,20 @@ class Layout:
 
     def files(self, pattern: str, splits: Sequence[str | None] | None = None) -> Iterator[tuple[tuple, Path]]:
         """(key, path) of the files of a pattern, of all splits by default. A label has the key of its image."""
+        is_label = pattern not in self.images
         for split in self.splits if splits is None else splits:
             name = self.folders[split]
-            before, ending = pattern.replace(f"{SPLIT}/", f"{name}/" if name else "").split(FILE)
-            for path in walk(self.root / before):
-                # only patterns of labels have a suffix
-                if path.name.endswith(ending) if "." in ending else is_image(path):
-                    stem = path.relative_to(self.root / before).as_posix()
-                    suffix = "" if "." in ending else path.suffix
-                    yield (split, stem.removesuffix(suffix).removesuffix(ending)), path
+            inside = pattern.replace(SPLIT, name) if name else pattern.replace(f"{SPLIT}/", "")
+            before, ending = inside.split(FILE)
+            folder, length, dotted = self.root / before, len(ending), "." in ending  # only patterns of labels are
+            for path in walk(folder):
+                if not (dotted or is_image(path)):
+                    continue
+                stem = path.relative_to(folder).as_posix()
+                stem = stem if dotted else stem.removesuffix(path.suffix)
+                ends = stem[len(stem) - length :].lower() == ending.lower()
+                if ends or not is_label:
+                    yield (split, stem[: len(stem) - length] if ends else stem), path
 
     def imageless(self) -> list[str]:
         """The splits that have labels and no images, as an interrupted unpacking leaves them."""
@@ -101,6 +113,7 @@ class Layout:
         has no such kind.
         """
         wanted = {"labelIds": ("labelIds",), "labelTrainIds": ("labelTrainIds", "trainIds")}.get(labels)
+        wanted = wanted and (*wanted, "trainIds") if self.own_classes else wanted  # what they mean is said elsewhere
         kinds = [(kind, pattern) for kind, pattern in self.labels if kind.refused or not wanted or kind in wanted]
         if self.labels and all(kind.refused for kind, _ in kinds):
             known = f"{self.labels[0][0].value}s"
@@ -121,6 +134,10 @@ class Layout:
         """
         return images, []
 
+    def class_tables(self) -> list[Path]:
+        """The files, not beside the images, that say what labels mean."""
+        return []
+
     def time_of(self, image: Path) -> str | None:
         """The time of day of an image in the data set's words; None where it does not tell."""
         return None
@@ -134,7 +151,8 @@ def of_kinds(pattern: str, *kinds: str) -> tuple[tuple[LabelKind, str], ...]:
 def folders(root: Path, *patterns: str) -> list[Path]:
     """The folders below root, sorted, that hold the files of any of these patterns, in any split."""
     globs = [pattern.split(FILE)[0].replace(SPLIT, SHOWN) for pattern in patterns]
-    return sorted(path for glob in globs for path in root.glob(glob) if os.path.isdir(path))
+    found = (path for glob in dict.fromkeys(globs) if glob for path in root.glob(glob))
+    return sorted(path for path in found if path.name not in JUNK and os.path.isdir(path))
 
 
 def is_image(path: Path) -> bool:
@@ -160,7 +178,7 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
     for name in names:
         path = folder / name
-        if name.startswith("."):  # also ._name, which macOS puts beside each file
+        if name.startswith(".") or name in JUNK:  # also ._name, which macOS puts beside each file
             continue
         if not name.isascii() and name != os.fsencode(name).decode(errors="replace"):
             raise InputError(f"{path}: its name is not UTF-8; rename it")

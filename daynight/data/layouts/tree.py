@@ -3,24 +3,30 @@
 import os
 from pathlib import Path
 
+from daynight.data.hub_sets import is_data_set, unpack
 from daynight.data.layouts import LAYOUTS
-from daynight.data.layouts.folder import Images
-from daynight.data.layouts.layout import SHOWN, Layout, folders, is_image
+from daynight.data.layouts.folder import Folder, Images
+from daynight.data.layouts.layout import FILE, SHOWN, SPLIT, Layout, folders, is_image
 from daynight.system.errors import InputError
 
 BY_SHORT_NAME = {layout.short: layout for layout in LAYOUTS}
 
 
-def resolve(name: str, data_root: Path, option: str) -> Path:
+def resolve(name: str, data_root: Path, option: str, labelled: bool = False) -> Path:
     """The folder of a data set: a path if it exists, else the name (a closing slash dropped) under data_root.
+
+    Of a data set of Hugging Face's it is the folder into which `unpack` puts its images; `labelled`: see there.
 
     Raises InputError with the option, the folder expected and what to do.
     """
+    if name.startswith("hf:"):
+        return unpack(name, option, labelled)
     folder, short = data_root / name.rstrip("/"), name.rstrip("/")
     # os.path, not Path: False rather than an exception for what cannot be looked at
     there = [path for path in (Path(name), folder) if name and os.path.exists(path)]
     for path in filter(os.path.isdir, there):
-        return path
+        published = _recognise(path) not in (None, Folder)
+        return path if published or not is_data_set(path) else unpack(str(path), option, labelled)
     if there:
         raise InputError(f"{option}: {there[0]} is a file; expected the folder of a data set")
     what = BY_SHORT_NAME[short].name if short in BY_SHORT_NAME else "it"
@@ -48,12 +54,25 @@ def locate(root: Path) -> Layout:
     the folder, and when it holds the labels of one.
     """
     given = root.absolute()
-    for above in list(given.parents)[:4]:
-        layout = _recognise(above)
-        if layout and any(given in folder.parents for folder in folders(above, *layout.images)):
+    around = [(above, layout) for above in list(given.parents)[:4] if (layout := _recognise(above))]
+    # seg/ of BDD100K could be somebody's own
+    for above, layout in sorted(around, key=lambda pair: pair[1].own_classes):
+        if layout.own_classes:  # its patterns depend on the folder
+            layout = layout(above)
+            images, places = (layout.pattern,), {pattern.split(FILE)[0] for pattern in layout.images}
+        else:
+            images, places = layout.images, set()
+        inside = [folder for pattern in images for folder in folders(above, pattern)]
+        tops = [above / pattern.split(SPLIT)[0] for pattern in images if not pattern.startswith((SPLIT, FILE))]
+        if any(given == top or given in top.parents for top in tops) and any(given in x.parents for x in inside):
             # read alone, it would mix the splits
-            return layout(above, (f"{root} holds the images of {layout.name}, which is read from {above}",))
-        for folder in folders(above, *(pattern for _, pattern in layout.labels)) if layout else ():
+            note = f"{root} holds the images of {layout.name}, which is read from {above}"
+            return (type(layout) if layout.own_classes else layout)(above, (note,))
+        if any(given == folder or given in folder.parents or folder in given.parents for folder in inside):
+            continue
+        labels = [pattern for _, pattern in layout.labels if pattern.split(FILE)[0] not in places]
+        flat = tuple(above / pattern.split(SPLIT)[0] for pattern in labels if not pattern.startswith(SPLIT))
+        for folder in (*folders(above, *labels), *flat * any(map(os.path.isdir, tops))):
             if given == folder or given in folder.parents or folder in given.parents:
                 raise InputError(f"{root}: holds labels of {layout.name}; give {above}")
 
