@@ -111,6 +111,15 @@ def triangles(length: int, target: int):
     return weights / weights.sum(1, keepdim=True)
 
 
+def cubics(length: int, target: int):
+    """As `triangles`, with Keys' cubic of a = -1/2, as antialiased bicubic resampling has it."""
+    apart = (2 * torch.arange(length) + 1) * target - ((2 * torch.arange(target) + 1) * length)[:, None]
+    x = apart.abs() / (2 * ordered(length, target)[1])
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return weights / weights.sum(1, keepdim=True)
+
+
 def shape_at(height: int, width: int, size: str) -> tuple[int, int]:
     """`target_size`, by arithmetic that a trace records."""
     if size == "native":
@@ -212,10 +221,28 @@ def trace(deployed: Deployed) -> bytes:
     settings = {"dynamo": False, "opset_version": OPSET, "input_names": ["image"], "output_names": [result]}
     example = torch.zeros(2, 99, 181, 3, dtype=torch.uint8)
     # it warns of constants in the trace and of its own deprecation
-    with warnings.catch_warnings(), silent(), torch.no_grad():
+    with warnings.catch_warnings(), silent(), torch.no_grad(), resampling():
         warnings.simplefilter("ignore")
         torch.onnx.export(deployed.eval(), (example,), file, dynamic_axes={"image": axes, result: axes}, **settings)
     return file.getvalue()
+
+
+@contextmanager
+def resampling():
+    """Let `F.interpolate` resample as matrix products where ONNX has no operator: position embeddings, bicubic with
+    antialiasing."""
+    interpolate = F.interpolate
+
+    def resampled(x, size=None, *arguments, mode="nearest", antialias=False, **settings):
+        if mode != "bicubic" or not antialias:
+            return interpolate(x, size, *arguments, mode=mode, antialias=antialias, **settings)
+        return cubics(x.shape[2], size[0]) @ x @ cubics(x.shape[3], size[1]).T
+
+    F.interpolate = resampled
+    try:
+        yield
+    finally:
+        F.interpolate = interpolate
 
 
 @contextmanager

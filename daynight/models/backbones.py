@@ -72,15 +72,20 @@ class AnySize(nn.Module):
         maps = [x.permute(0, 3, 1, 2) if self.plan.last else x for x in self.network(fitted(images, self.plan))]
         x = torch.cat(maps, 1) if len(maps) > 1 else maps[0]
         if self.plan.tiles:
-            down, across = (-(-n // self.plan.multiple) for n in (height, width))
+            down, across = (ceil_div(n, self.plan.multiple) for n in (height, width))
             x = x.unflatten(0, (-1, down, across)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        return x[..., : -(-height // self.plan.stride), : -(-width // self.plan.stride)]
+        return x[..., : ceil_div(height, self.plan.stride), : ceil_div(width, self.plan.stride)]
+
+
+def ceil_div(length: int, side: int) -> int:
+    """⌈length / side⌉, by arithmetic that a trace for ONNX records."""
+    return (length + side - 1) // side
 
 
 def fitted(images, plan: Plan):
     """B×3×H×W padded below and to the right to what a network takes; or all their tiles, in rows, as a batch."""
     (height, width), side = images.shape[-2:], plan.multiple
-    x = F.pad(images, (0, -width % side, 0, -height % side))
+    x = F.pad(images, (0, ceil_div(width, side) * side - width, 0, ceil_div(height, side) * side - height))
     if not plan.tiles:
         return x
     x = x.unflatten(2, (-1, side)).unflatten(4, (-1, side))  # B×3×down×side×across×side

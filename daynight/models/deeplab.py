@@ -89,7 +89,7 @@ class DeepLabV2(nn.Module):
         features, (height, width) = self.backbone(self.normalise(images)), images.shape[-2:]
         features = features[-1] if isinstance(features, list) else features
         # a map of padded images reaches beyond the image
-        padded = isinstance(self.backbone, backbones.AnySize)
+        padded = isinstance(self.backbone, backbones.AnySize) and self.backbone.plan.multiple > 1
         size = [n * self.backbone.output_stride for n in features.shape[-2:]] if padded else (height, width)
         hidden = self.head.dilated(features)
 

@@ -25,9 +25,9 @@ NAMES, COLORS = zip(*streets.CLASSES, strict=True)
 SIZES = [(96, 192), (65, 131), (37, 64), (120, 70)]  # with what is no multiple of 4, smaller than a crop, upright
 
 
-def random_teacher() -> DeepLabV2:
+def random_teacher(backbone="test_resnet", size="48") -> DeepLabV2:
     """Of random weights, but by day every class is as likely as any other: else one is everywhere."""
-    teacher = DeepLabV2(list(NAMES), list(COLORS), "test_resnet", hidden=8, size="48").eval()
+    teacher = DeepLabV2(list(NAMES), list(COLORS), backbone, hidden=8, size=size, pretrained=False).eval()
     with torch.no_grad():
         logits = teacher(to_tensor(Image.fromarray(streets.scene(0, False)[0]))[None])
         for layer in teacher.head.fc8:
@@ -78,6 +78,32 @@ def test_a_teacher_labels_as_predict_does(home, size, same):
         assert found.dtype == np.uint8 and found.shape == (1, *image.shape[:2])
         assert len(np.unique(wanted)) > 2
         assert (found[0] == wanted).mean() >= same
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["test_vit", "test_vit3", "test_mambaout"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_small_patch14_dinov2", "vit_small_patch16_dinov3")]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("swin_tiny_patch4_window7_224", "resnet18")],
+)
+def test_a_teacher_on_another_backbone_labels_as_predict_does(home, backbone):
+    """At sizes that are no multiple of anything, by positions that are resampled."""
+    torch.manual_seed(0)
+    save_model(random_teacher(backbone, "native"), home / backbone)
+    assert daynight(f"predict --in frames --out labels-{backbone} --model {backbone}", home).code == 0
+    classes = set()
+    for number, (_, found) in enumerate(run(home, f"--model {backbone}", f"labels-{backbone}")):
+        wanted = np.array(Image.open(home / f"labels-{backbone}/ids/{number}.png"))
+        assert (found[0] == wanted).mean() >= 0.999
+        classes.update(np.unique(wanted).tolist())
+    assert len(classes) > 2
+
+
+@pytest.mark.parametrize(("length", "target"), [(16, 37), (37, 16), (14, 14), (24, 25), (37, 9)])
+def test_matrices_resample_as_pytorch_does(length, target):
+    x = torch.rand(1, 2, length, length, generator=torch.Generator().manual_seed(0))
+    wanted = F.interpolate(x, (target, target), mode="bicubic", antialias=True, align_corners=False)
+    assert torch.allclose(export.cubics(length, target) @ x @ export.cubics(length, target).T, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(
