@@ -342,7 +342,9 @@ def test_label_ids_of_cityscapes_are_told_from_train_ids(tmp_path):
     found = load("own", tmp_path, "--dataset", labelled=True, labels="labelIds")
     assert found.label_kind == "labelIds" and read_all(found)[0][0, ::8].tolist() == [0, 0, 0, 255]
     forms.classes(root)
-    assert "leave --labels out" in message(load, "own", tmp_path, "--dataset", labelled=True, labels="labelIds")
+    assert "leave --labels labelIds out" in message(
+        load, "own", tmp_path, "--dataset", labelled=True, labels="labelIds"
+    )
 
 
 def test_black_and_white_masks_with_a_table(tmp_path):

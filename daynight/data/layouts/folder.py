@@ -35,8 +35,8 @@ class Folder(Layout):
         others = [path.name for path in folders(root, SHOWN) if not LABEL_FOLDER.fullmatch(path.name)]
         if places and not images and len(others) == 1 and find_table([root], NAMES):
             images = [f"{others[0]}/{SPLIT}/{FILE}"]  # whatever it is called
-        beside = [f"{SPLIT}/{FILE}", FILE]
-        self.images = (*images, *beside)
+        # where labels have a folder, so have the images
+        self.images = tuple(images) or (Folder.images if places else (f"{SPLIT}/{FILE}", FILE))
         pairs = [(kind, f"{place}{FILE}{ending}") for place in places for ending, kind in _ENDINGS.items()]
         pairs += [(kind, f"{image}{end}") for image in self.images for end, kind in _ENDINGS.items() if end]
         self.labels = tuple(pairs)
@@ -108,8 +108,8 @@ class Folder(Layout):
             return classes, meant, notes
         if classes.names != CITYSCAPES.names:
             if named == LABEL_IDS:
-                told = f"{own}: names other classes than Cityscapes'"
-                raise InputError(f"{told}; labelIds are ids of Cityscapes: leave --labels out, or rename *_labelIds")
+                told = f"{own}: names other classes than Cityscapes', whose ids labelIds are"
+                raise InputError(f"{told}; leave --labels labelIds out, or rename *_labelIds")
             return classes, meant, notes
         if not named and any(_largest_id(path) >= len(classes) for path in some):
             named, notes = LABEL_IDS, ["labels are read as label ids of Cityscapes, as values over 18 show"]
