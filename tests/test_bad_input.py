@@ -429,15 +429,15 @@ def beyond(path):
 def colors(path):
     with Image.open(path) as image:
         size = image.size
-    Image.new("RGB", size, (70, 130, 180)).save(path)
+    Image.new("RGB", size, (71, 130, 180)).save(path)
 
 
 def exchanged(path):
-    """The palette has the colours of road and car exchanged; most pixels are sky."""
+    """The palette has the colours of road and car exchanged; most pixels are of a colour that is no class's."""
     values = np.zeros((48, 96), np.uint8)
     values[:5] = 1
     picture = Image.fromarray(values, "P")
-    picture.putpalette([channel for i in (0, 2, 1) for channel in trees.CLASSES[i][1]])
+    picture.putpalette([9, 9, 9, *(channel for i in (2, 1) for channel in trees.CLASSES[i][1])])
     picture.save(path)
 
 
@@ -468,7 +468,7 @@ LABEL = {
     bomb: "cannot be read",
     small: "10x12",
     beyond: "value 3",
-    colors: "colour",
+    colors: "colour (71, 130, 180) (",
     exchanged: "index 1 shows the colour of 'car' and means 'road'",
 }
 FILES = {"image": ("images/{}/000.jpg", IMAGE), "label": ("labels/{}/000.png", LABEL)}

@@ -160,7 +160,7 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
             value, meant = int(wrong.min()), kind.value if kind.count else f"class of {count} classes"
             problem = f"value {value} is no {meant}; expected 0 to {count - 1}, or {IGNORE} = ignore"
             if not kind.count and classes.names == CITYSCAPES.names and value < LABEL_ID_COUNT:
-                problem += "; --labels labelIds scores label ids of Cityscapes, and *_labelIds.png are read as such"
+                problem += "; are they label ids? Name them *_labelIds.png, or --labels labelIds (--predictions: --ids)"
     if problem:
         raise InputError(f"{path}: {problem}")
     return train_ids

@@ -185,7 +185,7 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
         if not kind:
             missing = f"there is no classes.json in {root}, and none of {', '.join(TABLES)}"
             if labelled:
-                raise InputError(f"{where}: labels without names of classes: {missing}")
+                raise InputError(f"{where}: labels without names of classes: {missing}; examples/data.md shows them")
             notes.append(f"labels are not used, as {missing}")
 
     paths = [files.get(keys.get(image)) if kind else None for image in images]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def find_table(folders: Iterable[Path], names: tuple[str, ...] = TABLES) -> Path
     """The first of these tables in the first folder that has one. Raises InputError where two of a name differ."""
     folders = list(folders)
     for name in names:
-        found = [folder / name for folder in folders if (folder / name).is_file()]
+        found = [folder / name for folder in folders if os.path.isfile(folder / name)]
         for other in found[1:]:
             if other.read_bytes() != found[0].read_bytes():
                 raise InputError(f"{other}: differs from {found[0]}; make them equal, or give one split at a time")
@@ -64,18 +65,19 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
         classes = Classes(tuple(row[0] for row in kept), tuple(colors))
     train_ids = {name.casefold(): i for i, name in enumerate(classes.names)}
     ignored = [name for name, _, _ in rows if name.casefold() not in train_ids]
-    remarks = [f"{table.name}: {', '.join(ignored)} ignored (255); a classes.json names what to learn"] * bool(ignored)
-    if rows[0][1] is None:
+    more = "" if own else "; a classes.json names what to learn"
+    remarks = [f"{table.name}: {', '.join(ignored)} ignored (255){more}"] * bool(ignored)
+    colors = {}
+    if all(color for _, _, color in rows):
         everything = Classes(tuple(name for name, _, _ in rows), tuple(color for _, _, color in rows))
-        return classes, LabelKind("trainIds", colors=_colors(everything, classes, table.name), told=table.name), remarks
+        colors = _colors(everything, classes, table.name)
+    if rows[0][1] is None:
+        return classes, LabelKind("trainIds", colors=colors, told=table.name), remarks
     ids = {number: train_ids.get(name.casefold(), IGNORE) for name, number, _ in rows}
     # where ids begin at 1, 0 is what nobody labelled
     holes = frozenset(range(1, max(ids))) - ids.keys()
-    kind = LabelKind("ids", f"id of {table.name}", max(ids) + 1, ids, holes=holes, told=table.name)
-    if all(color for _, _, color in rows):
-        everything = Classes(tuple(name for name, _, _ in rows), tuple(color for _, _, color in rows))
-        kind.colors = _colors(everything, classes, table.name)
-    return classes, kind, remarks
+    told = f"id of {table.name}"
+    return classes, LabelKind("ids", told, max(ids) + 1, ids, colors=colors, holes=holes, told=table.name), remarks
 
 
 def _colors(everything: Classes, classes: Classes, told: str) -> dict[tuple, int]:

@@ -8,7 +8,7 @@ from PIL import Image
 from test_cli import daynight
 from test_layouts import message, names
 
-from daynight.data.labels import read_label
+from daynight.data.labels import CITYSCAPES, read_label
 from daynight.data.sets import companions, describe, image_files, load
 from daynight.models.generator import Generator
 from daynight.models.hub import save_model
@@ -49,6 +49,16 @@ def test_a_form_is_read_as_it_is(tmp_path, draw):
         (forms.kitti, "training/semantic_rgb", ("000000_10.png is a label map",)),
         (forms.cityscapes_sample, "", ("6 of 8 images", "nearly is Cityscapes", "leftImg8bit/<split>/")),
         (forms.kaggle_pairs, "", ("side by side", "import_labels.py")),
+        (
+            lambda root: [forms.ids(root / f"out/{i}.png", (0, 1, 2, 3)) for i in range(3)],
+            "out",
+            ("at most 32 values",),
+        ),
+        (
+            lambda root: [f(root / f"{f.__name__}/{i}.png") for f in (forms.photo, forms.colors) for i in range(3)],
+            "",
+            ("colors/0.png looks like a label map", "photographs are in"),
+        ),
         (forms.nightcity, "NightCity-label", ("holds labels of NightCity",)),
     ],
 )
@@ -91,10 +101,17 @@ def test_photographs_of_any_kind_are_taken(tmp_path):
         trees.image(tmp_path / f"depth camera/{i}_color.png")
         trees.image(tmp_path / f"stereo/{i}_l.png")
         trees.image(tmp_path / f"gta5/{i}.png")
-        trees.image(tmp_path / f"labels/{i}.png")
+        trees.image(tmp_path / f"gt_drive/{i}.png")
         trees.image(tmp_path / f"clips/{i}/000.jpg")
-    for given in ("grey", "thermal", "depth camera", "stereo", "gta5", "labels", "clips"):
+    for given in ("grey", "thermal", "depth camera", "stereo", "gta5", "gt_drive", "clips"):
         assert len(load(f"{tmp_path}/{given}", tmp_path, "--night", time="night").images) == 3, given
+
+
+def test_a_folder_of_any_name_beside_labels_and_a_table_is_that_of_the_images(tmp_path):
+    root = forms.masks(tmp_path / "own")
+    (root / "images").rename(root / "drive 7")
+    train = load("own", tmp_path, "--day", labelled=True)
+    assert len(train.labels) == 3 and all((label == stripes(train.classes)).all() for label in read_all(train))
 
 
 def test_what_is_left_out_is_said(tmp_path):
@@ -249,3 +266,123 @@ def test_the_listed_part_is_trained_on_and_translated(tmp_path, translator):
     forms.write(tmp_path / "names.txt", "train/001")
     result = daynight(f"translate --in own --out out --model {translator} --list names.txt", tmp_path)
     assert result.code == 0 and [path.name for path in (tmp_path / "out/img_dir").rglob("*.jpg")] == ["001.jpg"]
+
+
+def test_an_unknown_colour_is_named_with_its_file_and_count(tmp_path):
+    root = forms.camvid(tmp_path / "own")
+    forms.colors(root / "val_labels/001_L.png", (71, 130, 180))
+    said = daynight("eval --dry-run --dataset own", tmp_path).line
+    for words in ("val_labels/001_L.png: colour (71, 130, 180) (128 of 128", "class_dict.csv", "(70, 130, 180), 'sky'"):
+        assert words in said, said
+    (root / "class_dict.csv").write_text(forms.CLASS_DICT.replace("Void,0,0,0\n", ""))
+    forms.colors(root / "val_labels/001_L.png")
+    assert "colour (0, 0, 0)" in daynight("eval --dry-run --dataset own", tmp_path).line
+
+
+TABLES = {
+    "class_dict.csv": '\ufeff Name , R,G, B\r\nsky,70,130,180\r\n"road",128,64,128\r\ncar,0,0,142\r\nvoid,0,0,0\r\n',
+    "labelmap.txt": "background:0,0,0::\nsky:70,130,180::\nroad:128,64,128::\ncar:0,0,142::\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("place", ["", "labels/", "labels/train/"])
+def test_tables_are_found_beside_the_labels(tmp_path, name, place):
+    root = forms.colored(tmp_path / "own")
+    (root / "classes.json").unlink()
+    header = "# label:color_rgb:parts:actions\n" * (name == "labelmap.txt")
+    forms.write(root / place / name, header + TABLES[name])
+    train = load("own", tmp_path, "--day", labelled=True)
+    assert train.classes.names == ("sky", "road", "car") and "ignored (255)" in train.notes[0]
+    assert all((label == stripes(train.classes)).all() for label in read_all(train))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("class_dict.csv", "name,r,g,b\nsky,70,130\n"),
+        ("class_dict.csv", "name,r,g,b\nsky,70,130,300\n"),
+        ("class_dict.csv", "a,b\n1,2\n"),
+        ("class_dict.csv", "name,r,g,b\nsky,1,1,1\nsky,2,2,2\n"),
+        ("_classes.csv", "Pixel Value, Class\n1, sky\n1, road\n"),
+        ("_classes.csv", ""),
+        ("id2label.json", "[1]"),
+        ("id2label.json", '{"a": "sky"}'),
+        ("id2label.json", '{"0": "sky", "900": "road"}'),
+        ("id2label.json", '{"0": "void"}'),
+    ],
+)
+def test_a_malformed_table_is_named(tmp_path, name, content):
+    root = forms.masks(tmp_path / "own")
+    (root / "classes.json").unlink()
+    forms.write(root / name, content)
+    assert f"own/{name}: " in message(load, "own", tmp_path, "--day", labelled=True)
+
+
+def test_classes_json_beside_a_table_chooses_among_its_names(tmp_path):
+    root = forms.roboflow(tmp_path / "own")
+    trees._write(root / "classes.json", [{"name": "car", "color": [1, 2, 3]}, {"name": "background", "color": [0] * 3}])
+    train = load("own", tmp_path, "--day", labelled=True)
+    assert train.classes.names == ("car", "background")
+    assert read_all(train)[0][0, ::8].tolist() == [255, 255, 0, 1]
+    trees._write(root / "classes.json", [{"name": "boat", "color": [1, 2, 3]}])
+    assert "class 'boat' is not in" in message(load, "own", tmp_path, "--day", labelled=True)
+
+
+def test_label_ids_of_cityscapes_are_told_from_train_ids(tmp_path):
+    root = forms.masks(tmp_path / "own", "")
+    for path in root.glob("masks/*"):
+        forms.ids(path, (23, 7, 26, 0))
+    classes = [{"name": n, "color": list(c)} for n, c in zip(CITYSCAPES.names, CITYSCAPES.colors, strict=True)]
+    trees._write(root / "classes.json", classes)
+    assert load("own", tmp_path, "--day", labelled=True).label_kind == "labelIds"
+    for path in root.glob("masks/*"):
+        forms.ids(path, (7, 7, 7, 0))  # could be train ids
+    assert load("own", tmp_path, "--day", labelled=True).label_kind == "trainIds"
+    found = load("own", tmp_path, "--dataset", labelled=True, labels="labelIds")
+    assert found.label_kind == "labelIds" and read_all(found)[0][0, ::8].tolist() == [0, 0, 0, 255]
+    forms.classes(root)
+    assert "leave --labels labelIds out" in message(
+        load, "own", tmp_path, "--dataset", labelled=True, labels="labelIds"
+    )
+
+
+def test_black_and_white_masks_with_a_table(tmp_path):
+    root = forms.masks(tmp_path / "own")
+    (root / "classes.json").unlink()
+    forms.write(root / "class_dict.csv", "name,r,g,b\nground,0,0,0\nroad,255,255,255\n")
+    for path in root.glob("masks/*"):
+        forms.ids(path, (0, 255, 255, 0))
+    train = load("own", tmp_path, "--day", labelled=True)
+    assert read_all(train)[0][0, ::8].tolist() == [0, 1, 1, 0]
+    for path in list(root.glob("masks/*")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    assert "a JPEG" in message(read_all, load("own", tmp_path, "--day", labelled=True))
+
+
+def test_palettes_count_by_colours_where_they_are_known(tmp_path):
+    """With a table of another tool, and where indices could not be train ids."""
+    palette = [forms.CAR, (9, 9, 9), forms.SKY, forms.ROAD, *[(0, 0, 0)] * 252]
+    for draw, where in ((forms.cvat, "SegmentationClass/*"), (forms.colored, "labels/*/*")):
+        root = draw(tmp_path / draw.__name__)
+        for path in root.glob(where):
+            forms.ids(path, (2, 3, 0, 100), palette)
+        train = load(draw.__name__, tmp_path, "--day", labelled=True)
+        assert all((label[:, :24] == stripes(train.classes)[:, :24]).all() for label in read_all(train))
+
+
+def test_nightcity(tmp_path):
+    forms.nightcity(tmp_path / "own")
+    night = load("own", tmp_path, "--night", time="night")
+    assert str(night) == "own: NightCity, train, 3 images, 3 labels (labelIds), 19 classes"
+    assert all((label == stripes(night.classes)).all() for label in read_all(night))
+    assert "night images only" in message(load, "own", tmp_path, "--day", time="day")
+    assert load("own", tmp_path, "--dataset", splits=None, labelled=True).split == "val"
+
+
+def test_one_split_of_a_split_first_tree(tmp_path):
+    forms.split_first(tmp_path / "own")
+    for given, count in (("own", 3), ("own/train", 3), ("own/valid", 2), ("own/valid/images", 2)):
+        assert len(load(given, tmp_path, "--night", time="night").images) == count
+    assert len(load("own/valid", tmp_path, "--day", labelled=True).labels) == 2

@@ -1,5 +1,6 @@
 """Data of one's own: images with labels as annotation tools write them, or only images."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +32,11 @@ class Folder(Layout):
 
     def __init__(self, root: Path, notes: tuple[str, ...] = ()):
         images, places = _places(root)
-        beside = [f"{SPLIT}/{FILE}", FILE]
-        self.images = (*images, *beside)
+        others = [path.name for path in folders(root, SHOWN) if not LABEL_FOLDER.fullmatch(path.name)]
+        if places and not images and len(others) == 1 and find_table([root], NAMES):
+            images = [f"{others[0]}/{SPLIT}/{FILE}"]  # whatever it is called
+        # where labels have a folder, so have the images
+        self.images = tuple(images) or (Folder.images if places else (f"{SPLIT}/{FILE}", FILE))
         pairs = [(kind, f"{place}{FILE}{ending}") for place in places for ending, kind in _ENDINGS.items()]
         pairs += [(kind, f"{image}{end}") for image in self.images for end, kind in _ENDINGS.items() if end]
         self.labels = tuple(pairs)
@@ -52,7 +56,7 @@ class Folder(Layout):
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """A table of classes, labels, or images in splits."""
-        if find_table([root], NAMES) or find_table(folders(root, SHOWN), ("_classes.csv",)):
+        if find_table([root], NAMES) or find_table(filter(_is_split, folders(root, SHOWN)), ("_classes.csv",)):
             return True
         images, places = _places(root)
         inside = {path.name for image in images for path in folders(root, image)}
@@ -83,7 +87,7 @@ class Folder(Layout):
         places = [self.root, *[self.root.parent] * bool(split_of(self.root.name))]
         for folder in folders(self.root, *(pattern for _, pattern in self.labels)):
             places += [folder.parent, folder]
-        return [path for place in dict.fromkeys(places) for name in NAMES if (path := place / name).is_file()]
+        return [path for place in dict.fromkeys(places) for name in NAMES if os.path.isfile(path := place / name)]
 
     def meaning(self, kind: LabelKind, files: Sequence[Path], asked: str | None):
         """(classes, kind, remarks): what the values of these label files mean, by the tables beside them.
@@ -98,12 +102,14 @@ class Folder(Layout):
         if not own and not table and not named and not _is_colored(some[0]):
             return None, None, []
         classes, meant, notes = read_meaning(table, own)
+        if not own and not table:
+            notes = [f"no table of classes: the {'names' if named else 'colours'} of labels are read as Cityscapes'"]
         if table or _is_colored(some[0]):
             return classes, meant, notes
         if classes.names != CITYSCAPES.names:
             if named == LABEL_IDS:
-                told = f"{own}: names other classes than Cityscapes'"
-                raise InputError(f"{told}; labelIds are ids of Cityscapes: leave --labels out, or rename *_labelIds")
+                told = f"{own}: names other classes than Cityscapes', whose ids labelIds are"
+                raise InputError(f"{told}; leave --labels labelIds out, or rename *_labelIds")
             return classes, meant, notes
         if not named and any(_largest_id(path) >= len(classes) for path in some):
             named, notes = LABEL_IDS, ["labels are read as label ids of Cityscapes, as values over 18 show"]
@@ -141,6 +147,10 @@ def _places(root: Path) -> tuple[list[str], list[str]]:
             images = images or [f"{SPLIT}/{FILE}"]
             places.append(f"{SPLIT}{name.removeprefix(split)}/")
     return images, list(dict.fromkeys(places))
+
+
+def _is_split(folder: Path) -> bool:
+    return split_of(folder.name) is not None
 
 
 def _labels(names) -> list[str]:

@@ -15,12 +15,13 @@ from daynight.data.layouts.layout import FILE, Layout, counted, walk
 from daynight.system.errors import InputError
 
 LOOKS = 40  # files of a tree that are decoded; five times as many headers are read
-LABEL_FOLDER = re.compile(
-    r"(.*[_-])?(labels?|labell?ed\w*|masks?|annots?|annotations?|ann_?dir|segmentations?|segmentation(class|object)\w*|"
-    r"semantic\w*|instances?|colormaps|color_labels|gt(?!a)\w*|ground_?truths?)([_-](full|raw|rgb|colou?rs?|ids?|png"
-    r"|train|val|test)\w*)?|(train|val|valid|test)_?(annot|labels?|masks?)",
-    re.IGNORECASE,
+_LABELS = (
+    r"(labels?|labell?ed\w*|masks?|annots?|annotations?|ann_?dir|segmentations?|segmentation(class|object)\w*|semantic\w*"
+    r"|instances?|colormaps|color_labels|gt(?!a)\w*|ground_?truths?)([_-](full|raw|rgb|colou?rs?|ids?|png|train|val|test)"
+    r"\w*)?|(train|val|valid|test)_?(annot|labels?|masks?)"
 )
+LABEL_FOLDER = re.compile(_LABELS, re.IGNORECASE)
+_SUSPECT = re.compile(rf"(.*[_-])?({_LABELS})", re.IGNORECASE)
 _IDS = re.compile(r"(.+?)[_.-]?(label_?ids|label_?train_?ids|instance_?(train_?)?ids|train_?ids?)", re.IGNORECASE)
 _ENDING = re.compile(r"(.+?)[_.-](colou?rs?|masks?|seg|segmentation|labels?|labelcolou?rs?|gt|l|annot|semantic)", re.I)
 # pictures in formats that are not read, and films
@@ -64,7 +65,17 @@ def check_photographs(root: Path, images: Sequence[Path]) -> None:
             found = f"{names[0]} looks like the label map of {names[1]}: one channel, the same stem"
             rest = [path for path in images if path.parent != single[0].parent]
             raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
+    # pairs without a name or a header that tells: each group has a file of few colours, and one of many
+    few = [[_has_few_values(path) for path in groups[i][:8]] for i in _some(len(groups), 5)]
+    if few and all(any(of) and not all(of) for of in few):
+        name = groups[0][few[0].index(True)]
+        rest = [path for path in images if path.parent != name.parent]
+        found = f"{name.relative_to(root).as_posix()} looks like a label map: few colours, beside a file of its stem"
+        raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
     looked = [images[i] for i in _some(len(images), 5)]
+    if looked and all(_has_few_values(path, 32, ("1", "L", "P")) for path in looked):
+        found = f"{looked[0].relative_to(root).as_posix()} has one channel of at most 32 values, as label maps have"
+        raise InputError(f"{root}: {found}; give a folder of photographs")
     if looked and all(map(_is_pair, looked)):
         found = f"{looked[0].relative_to(root).as_posix()} is a photograph and its label map side by side"
         raise InputError(f"{root}: {found}; examples/import_labels.py makes images/ and labels/ of such pictures")
@@ -97,7 +108,7 @@ def _some(length: int, count: int) -> range | list[int]:
 def _looks_like_label(path: Path, root: Path) -> bool:
     parts = (root.name, *path.relative_to(root).parts[:-1])
     parts += (root.parent.name,) if split_of(root.name) else ()
-    return bool(_IDS.fullmatch(path.stem) or _ENDING.fullmatch(path.stem) or any(map(LABEL_FOLDER.fullmatch, parts)))
+    return bool(_IDS.fullmatch(path.stem) or _ENDING.fullmatch(path.stem) or any(map(_SUSPECT.fullmatch, parts)))
 
 
 def _header(path: Path) -> dict:
@@ -109,12 +120,14 @@ def _header(path: Path) -> dict:
     return {}
 
 
-def _has_few_values(path: Path) -> bool:
-    """Whether an image has at most 64 colours or levels, as label maps have."""
+def _has_few_values(path: Path, few=64, modes: tuple[str, ...] = ()) -> bool:
+    """Whether an image has few colours or levels, as label maps have, and one of these modes."""
     with suppress(Exception), open_image(path) as image:
+        if modes and image.mode not in modes:
+            return False
         if image.mode.startswith("I"):
-            return len(np.unique(np.asarray(image))) <= 64
-        return image.getcolors(64) is not None
+            return len(np.unique(np.asarray(image))) <= few
+        return image.getcolors(few) is not None
     return False
 
 

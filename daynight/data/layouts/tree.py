@@ -58,6 +58,8 @@ def locate(root: Path) -> Layout:
     # seg/ of BDD100K could be somebody's own
     for above, layout in sorted(around, key=lambda pair: pair[1].own_classes):
         if layout.own_classes:  # its patterns depend on the folder
+            if _recognise(given):
+                continue
             layout = layout(above)
             images, places = (layout.pattern,), {pattern.split(FILE)[0] for pattern in layout.images}
         else:
