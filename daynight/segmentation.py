@@ -76,7 +76,6 @@ def train(options: SegTrainOptions) -> None:
         found = [replace(days[n], name="translations", images=p.images.paths) for n, p in draw.translated().items()]
         checked = held | {"--validate-on": [labelled] if labelled else []}
         check_files(sets | {"--translated": found}, checked, ("--day", "--validate-on"), options)
-    check_labels(days["day"])
     others = {"--translated": [isinstance(source, Folder) and source], "--validate-on": [labelled]}
     loaded = {"--translator": translator, "--init": options.init and student}
     loaded["--backbone-weights"] = options.backbone_weights != "random" and student.backbone
@@ -155,6 +154,8 @@ def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSe
     sets = {option: [next(parts) for _ in some] for option, some in sets.items()}
     check_disjoint(sets["--day"] + sets["--unlabelled-day"], sets["--night"])
     announce([s for some in sets.values() for s in some], places(options))
+    if not options.dry_run:  # which first lists what cannot be read
+        check_labels(sets["--day"][0])
     sets, held = held_out(options, sets, root, labelled=("--day",))
     return sets, held, labelled_set(options, sets["--day"][0], root)
 

@@ -300,7 +300,7 @@ TABLE = [
         ("--backbone resnet50.foo --backbone-weights runs/seg/model.safetensors", "--backbone resnet50.foo", "foo"),
         ("--batch-size 1 --output-stride 32", "--batch-size 1", "--crop 32", "--backbone test_resnet"),
         ("--batch-size 1 --output-stride 32 --dry-run", "--batch-size 1", "--crop 32", "--backbone test_resnet"),
-        ("--backbone vit_tiny_patch16_224", "--backbone vit_tiny_patch16_224"),
+        ("--backbone mixer_s16_224", "--backbone mixer_s16_224: mixer_s16_224 cannot be a backbone"),
         ("--backbone-weights nowhere", "--backbone-weights", "nowhere"),
         ("--backbone-weights data/file.txt", "--backbone-weights", "data/file.txt"),
         ("--backbone-weights runs/seg/model.safetensors", "--backbone-weights", "runs/seg/model.safetensors"),

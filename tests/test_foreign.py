@@ -658,7 +658,9 @@ def test_results_are_not_read_through_a_link(command, home):
     (home / "data/dark/more").symlink_to(home / "out")
     line = COMMANDS[command].replace("--in day", "--in dark")
     assert daynight(line, home).code == 0
-    assert "--out out: is --in, lies inside it or holds it" in daynight(line, home).line
+    # what predict wrote is seen to be label maps before it is seen to be its own
+    why = "looks like the label map" if command == "predict" else "--out out: is --in, lies inside it or holds it"
+    assert why in daynight(line, home).line
 
 
 def test_a_signal_amid_clearing_leaves_nothing_behind(tmp_path, monkeypatch):

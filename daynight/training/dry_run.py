@@ -162,3 +162,5 @@ def check_files(sets: dict[str, list[ImageSet]], held: dict[str, list[ImageSet]]
         rest = f", nor can {len(problems) - 1:,} more" * (len(problems) > 1)
         hint = "" if unskippable or stuck else "; --skip-unreadable goes on without what cannot be read"
         raise InputError(f"{first}{rest}{hint}")
+    for image_set in (s for option in labelled for s in sets.get(option, ())):
+        check_labels(image_set)

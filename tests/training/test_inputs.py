@@ -42,7 +42,7 @@ def home(tmp_path):
     made = {"model": "0123456789ab", "size": None, "tiles": "32"}
     (data / "day_night/translation.json").write_text(json.dumps(made))
     torch.manual_seed(0)
-    save_file(create_model("test_resnet").state_dict(), tmp_path / "resnet.safetensors")
+    save_file(create_model("test_resnet").state_dict(), tmp_path / "resnet.safetensors", {"format": "pt"})
     names, colors = zip(*trees.CLASSES, strict=True)
     save_model(DeepLabV2(names, colors, "test_resnet", 8, 8, size="native"), tmp_path / "seg/teacher")
     for part in ("day2night", "night2day"):
@@ -75,7 +75,7 @@ def change(path):
     elif path.suffix == ".safetensors":
         tensors = load_file(path)
         name = max(sorted(tensors), key=lambda name: "fc" not in name and tensors[name].numel())
-        save_file(tensors | {name: tensors[name] + 1}, path)
+        save_file(tensors | {name: tensors[name] + 1}, path, {"format": "pt"})
     else:
         image = Image.open(path)
         Image.fromarray(np.roll(np.asarray(image), 9, 1)).save(path)
