@@ -3,7 +3,8 @@
     python examples/backbones.py [NAME ...] [--onnx]
 
 Each is measured in a process of its own, with random weights and one image: a forward and a backward pass of DeepLabV2
-with a head of 256 channels, on the GPU if there is one. Times are the least of three, as multiples of VGG-16's.
+with a head of 256 channels, on the GPU if there is one. Times are the least of three, in multiples of VGG-16's. On CPU
+they are times of computing, which other processes on the machine change little.
 """
 
 import argparse
@@ -38,11 +39,12 @@ def measure(name: str, height: int, width: int) -> dict:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     images, seconds = torch.zeros(1, 3, height, width, device=device), []
     for _ in range(3):
-        began = time.perf_counter()
+        clock = time.perf_counter if device == "cuda" else time.process_time
+        began = clock()
         network(images).square().mean().backward()
         if device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 - before
     if device == "cuda":
         taken = torch.cuda.max_memory_reserved() / 2**30

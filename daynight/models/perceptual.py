@@ -17,7 +17,7 @@ class _Reached(Exception):
 
 class FeatureNetwork(nn.Module):
     """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w for each layer, or
-    B×tokens×d. Of a network that takes one size alone, B counts the tiles of all images.
+    B×d×tokens. Of a network that takes one size alone, B counts the tiles of all images.
 
     `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU). The
     pass stops after the last. `timm_options` go to `timm.create_model` (weights). Raises `ValueError` for a layer that
@@ -48,7 +48,10 @@ class FeatureNetwork(nn.Module):
         self.eval().requires_grad_(False)
 
     def _keep(self, layer, _module, _inputs, output):
-        self.activations[layer] = output.clone()  # the next module may overwrite it
+        output = output.clone()  # the next module may overwrite it
+        if output.ndim == 3 or output.ndim == 4 and self.sizes.last:
+            output = output.movedim(-1, 1)
+        self.activations[layer] = output
         if len(self.activations) == len(self.layers):
             raise _Reached
 

@@ -245,7 +245,9 @@ class TranslationValidation(Validation):
     def vector(self, features) -> torch.Tensor:
         """Of one image what KID compares: D numbers."""
         scales = self.features.norm.scales.sqrt()
-        return torch.cat([f[0].float().mean((1, 2)) / s for f, s in zip(features, scales, strict=True)]).cpu()
+        return torch.cat(
+            [f.float().transpose(0, 1).flatten(1).mean(1) / s for f, s in zip(features, scales, strict=True)]
+        ).cpu()
 
     def labels(self, image, shape: tuple[int, int]) -> torch.Tensor:
         if image.shape[2:] != shape:

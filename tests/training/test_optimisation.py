@@ -9,7 +9,7 @@ import timm
 import torch
 import trees
 from safetensors.torch import load_file, save_file
-from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
+from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
 
 from daynight.config import SegTrainOptions, TranslateTrainOptions
 from daynight.models.deeplab import DeepLabV2
@@ -46,6 +46,36 @@ def test_a_vision_transformer_is_trained_and_resumed_bit_for_bit(home):
     expected, found = state(home / "whole", 4), state(home / "again", 4)
     assert expected.keys() == found.keys() and all(torch.equal(found[name], x) for name, x in expected.items())
     assert daynight("predict --in dark --out labels --model whole", home).code == 0
+
+
+# networks of four families, and a layer of each for Eq. 10
+FAMILIES = {
+    "test_vit": "blocks.3",
+    **{"vit_small_patch14_dinov2": "blocks.5", "swin_tiny_patch4_window7_224": "layers.1"},
+    **{"hiera_tiny_224": "blocks.3", "convnextv2_atto": "stages.1"},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "test_vit")) for name in FAMILIES]
+)
+def test_a_family_by_the_command_line(name, home):
+    line = f"{SEG} --backbone {name} --backbone-weights random --steps 4 --save-every 2"
+    dry = daynight(f"{line} --dry-run --out dry", home)
+    assert dry.code == 0 and "nothing is wrong" in dry.out and not (home / "dry").exists()
+    assert daynight(f"{line} --out whole", home).code == 0
+    shutil.copytree(home / "whole", home / "again")
+    shutil.rmtree(home / "again/checkpoint-0000004")
+    assert "at step 2 of 4" in daynight(f"{line} --out again", home).out
+    expected, found = state(home / "whole", 4), state(home / "again", 4)
+    assert all(torch.equal(found[key], x) for key, x in expected.items())
+    words = f"torchrun --standalone --nproc_per_node 2 -m daynight {line} --out two".split()
+    assert "4 steps done" in shell(*words, cwd=home, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true").stdout
+    line = f"translate-train {SMALL.replace('--batch-size 2', '')} --steps 2 --width 4 --blocks 1 --validate-every 1"
+    features = f"--feature-network {name} --feature-layer {FAMILIES[name]} --feature-weights random"
+    assert daynight(f"{line} {features} --out gan", home).code == 0
+    values = [json.loads(row) for row in (home / "gan/metrics.jsonl").read_text().splitlines()]
+    assert all(row["feature_day"] > 0 for row in values) and any("feature" in row for row in values)
 
 
 def test_rates_decay_and_warmup():
