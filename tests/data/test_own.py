@@ -52,7 +52,7 @@ def test_a_form_is_read_as_it_is(tmp_path, draw):
         (
             lambda root: [forms.ids(root / f"out/{i}.png", (0, 1, 2, 3)) for i in range(3)],
             "out",
-            ("at most 32 values",),
+            ("few values, in areas); so do 3 of 3",),
         ),
         (
             lambda root: [f(root / f"{f.__name__}/{i}.png") for f in (forms.photo, forms.colors) for i in range(3)],
@@ -88,6 +88,29 @@ def test_a_mixed_tree_is_refused_by_every_command(tmp_path, mask, command):
     line = daynight(command, tmp_path).line
     assert "label map" in line and mask.format("street 0") in line
     assert "the photographs are in own/night" in line or mask.startswith(("{", "x/Seg")), line
+
+
+def sixteen_bits(path):
+    trees._save(Image.fromarray(np.asarray(Image.open(forms.ids(path, (0, 1, 2, 3)))).astype(np.uint16)), path)
+
+
+@pytest.mark.parametrize("draw", [lambda path: forms.ids(path, (0, 1, 2, 3)), sixteen_bits, forms.colors])
+@pytest.mark.parametrize("photographs", [0, 60])
+def test_pixels_tell_a_label_map_where_names_do_not(tmp_path, draw, photographs):
+    for i in range(60):
+        draw(tmp_path / f"own/mask_{i}.png")
+    for i in range(photographs):
+        forms.photo(tmp_path / f"own/img_{i}.png")
+    assert "looks like a label map" in message(load, "own", tmp_path, "--night", time="night")
+
+
+def test_dark_photographs_of_few_values_are_taken(tmp_path):
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 9, (16, 32), np.uint8)
+        for kind, picture in (("grey", noise), ("rgb", noise[..., None].repeat(3, 2)), ("seg", noise)):
+            trees._save(Image.fromarray(picture), tmp_path / f"{kind}/{i}.png")
+    for given in ("grey", "rgb", "seg"):
+        assert len(load(given, tmp_path, "--night", time="night").images) == 5
 
 
 def test_photographs_of_any_kind_are_taken(tmp_path):
