@@ -130,6 +130,20 @@ def test_photographs_of_any_kind_are_taken(tmp_path):
         assert len(load(f"{tmp_path}/{given}", tmp_path, "--night", time="night").images) == 3, given
 
 
+def test_folders_that_are_called_as_those_of_labels(tmp_path):
+    for i in range(3):
+        trees.image(tmp_path / f"labels/project/night/{i}.jpg")
+        trees.image(tmp_path / f"x/gt/{i}.jpg")
+    for given in ("labels/project/night", "labels/project", "x"):
+        assert len(load(given, tmp_path, "--night", time="night").images) == 3
+
+
+def test_labels_in_gt_are_not_dark_zurich(tmp_path):
+    (forms.mmseg(tmp_path / "own") / "ann_dir").rename(tmp_path / "own/gt")
+    train = load("own", tmp_path, "--day", labelled=True)
+    assert len(train.labels) == 3 and all((label == stripes(train.classes)).all() for label in read_all(train))
+
+
 def test_a_folder_of_any_name_beside_labels_and_a_table_is_that_of_the_images(tmp_path):
     root = forms.masks(tmp_path / "own")
     (root / "images").rename(root / "drive 7")
