@@ -409,6 +409,17 @@ def test_palettes_count_by_colours_where_they_are_known(tmp_path):
         assert all((label[:, :24] == stripes(train.classes)[:, :24]).all() for label in read_all(train))
 
 
+def test_a_table_of_ids_alone_says_nothing_of_palettes(tmp_path):
+    """Those of mmsegmentation, VOC and labelme have colours of their own."""
+    root = forms.mmseg(tmp_path / "own")
+    (root / "classes.json").unlink()
+    forms.write(root / "id2label.json", '{"0": "hill", "1": "lake", "2": "moor"}')
+    voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), *[(9, 9, 9)] * 252]
+    for path in root.glob("ann_dir/*/*"):
+        forms.ids(path, (0, 1, 2, 255), voc)
+    assert read_all(load("own", tmp_path, "--day", labelled=True))[0][0, ::8].tolist() == [0, 1, 2, 255]
+
+
 def test_nightcity(tmp_path):
     forms.nightcity(tmp_path / "own")
     night = load("own", tmp_path, "--night", time="night")
