@@ -149,7 +149,8 @@ def read_label(path: Path, kind: str, classes: Classes, size: tuple[int, int] | 
         train_ids, problem = _by_color(colored, kind, classes)
     elif mode not in ("1", "L", "P", "I") and not mode.startswith("I;16"):
         problem = f"colour-coded ({mode}); expected {wanted}"
-    elif mode == "P" and (shown := _contradiction(values, palette, kind, classes)):
+    # a table without colours says nothing of palettes
+    elif mode == "P" and (kind.colors or not kind.told) and (shown := _contradiction(values, palette, kind, classes)):
         problem = f"colour-coded ({shown}); expected {wanted}"
     if not problem and colored is None:
         count = kind.count or len(classes)

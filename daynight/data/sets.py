@@ -235,7 +235,7 @@ def describe(name: str, data_root: Path, option: str, labels=None, asked: str | 
             lines += [f"  {time}: {counted(times[time], 'image')}" for time in sorted(times)]
             bare = bare or found.images
             if found.label_kind and split == (asked or _scored(part.splits)):
-                scored = [f"{name}: eval scores {part.name}, {split}"]
+                scored = [f"{name}: eval scores {part.name}, {split or 'all images'}"]
     if bare and not scored:
         lines.append(f"{name}: no labels to score; {looked_for(layout.labelled(), bare)}")
     try:

@@ -76,7 +76,7 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
     ids = {number: train_ids.get(name.casefold(), IGNORE) for name, number, _ in rows}
     # where ids begin at 1, 0 is what nobody labelled
     holes = frozenset(range(1, max(ids))) - ids.keys()
-    told = f"id of {table.name}"
+    told = f"{table.name} id"
     return classes, LabelKind("ids", told, max(ids) + 1, ids, colors=colors, holes=holes, told=table.name), remarks
 
 

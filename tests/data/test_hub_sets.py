@@ -378,7 +378,7 @@ def test_ids_that_are_no_classes(saved, tmp_path):
     assert label[0, [0, 15, 30, 60]].tolist() == [255, 255, 0, 1]
     (folder / "id2label.json").write_text(json.dumps({"0": "void", "2": "sky"}))
     line = daynight(f"eval --dry-run --dataset {folder}").line
-    assert re.search(r"labels/val/00\d.png: value 7 is no id of id2label.json", line)
+    assert re.search(r"labels/val/00\d.png: value 7 is no id2label.json id", line)
     (folder / "id2label.json").write_text('{"road": "0"}')
     assert "id2label.json: not a table of classes" in refused(folder)
 

@@ -52,7 +52,7 @@ def test_a_form_is_read_as_it_is(tmp_path, draw):
         (
             lambda root: [forms.ids(root / f"out/{i}.png", (0, 1, 2, 3)) for i in range(3)],
             "out",
-            ("at most 32 values",),
+            ("few values, in areas); so do 3 of 3",),
         ),
         (
             lambda root: [f(root / f"{f.__name__}/{i}.png") for f in (forms.photo, forms.colors) for i in range(3)],
@@ -90,6 +90,29 @@ def test_a_mixed_tree_is_refused_by_every_command(tmp_path, mask, command):
     assert "the photographs are in own/night" in line or mask.startswith(("{", "x/Seg")), line
 
 
+def sixteen_bits(path):
+    trees._save(Image.fromarray(np.asarray(Image.open(forms.ids(path, (0, 1, 2, 3)))).astype(np.uint16)), path)
+
+
+@pytest.mark.parametrize("draw", [lambda path: forms.ids(path, (0, 1, 2, 3)), sixteen_bits, forms.colors])
+@pytest.mark.parametrize("photographs", [0, 60])
+def test_pixels_tell_a_label_map_where_names_do_not(tmp_path, draw, photographs):
+    for i in range(60):
+        draw(tmp_path / f"own/mask_{i}.png")
+    for i in range(photographs):
+        forms.photo(tmp_path / f"own/img_{i}.png")
+    assert "looks like a label map" in message(load, "own", tmp_path, "--night", time="night")
+
+
+def test_dark_photographs_of_few_values_are_taken(tmp_path):
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 9, (16, 32), np.uint8)
+        for kind, picture in (("grey", noise), ("rgb", noise[..., None].repeat(3, 2)), ("seg", noise)):
+            trees._save(Image.fromarray(picture), tmp_path / f"{kind}/{i}.png")
+    for given in ("grey", "rgb", "seg"):
+        assert len(load(given, tmp_path, "--night", time="night").images) == 5
+
+
 def test_photographs_of_any_kind_are_taken(tmp_path):
     """Grey and thermal cameras; names that end as labels do; folders that are named as those of labels."""
     for i in range(3):
@@ -105,6 +128,20 @@ def test_photographs_of_any_kind_are_taken(tmp_path):
         trees.image(tmp_path / f"clips/{i}/000.jpg")
     for given in ("grey", "thermal", "depth camera", "stereo", "gta5", "gt_drive", "clips"):
         assert len(load(f"{tmp_path}/{given}", tmp_path, "--night", time="night").images) == 3, given
+
+
+def test_folders_that_are_called_as_those_of_labels(tmp_path):
+    for i in range(3):
+        trees.image(tmp_path / f"labels/project/night/{i}.jpg")
+        trees.image(tmp_path / f"x/gt/{i}.jpg")
+    for given in ("labels/project/night", "labels/project", "x"):
+        assert len(load(given, tmp_path, "--night", time="night").images) == 3
+
+
+def test_labels_in_gt_are_not_dark_zurich(tmp_path):
+    (forms.mmseg(tmp_path / "own") / "ann_dir").rename(tmp_path / "own/gt")
+    train = load("own", tmp_path, "--day", labelled=True)
+    assert len(train.labels) == 3 and all((label == stripes(train.classes)).all() for label in read_all(train))
 
 
 def test_a_folder_of_any_name_beside_labels_and_a_table_is_that_of_the_images(tmp_path):
@@ -370,6 +407,17 @@ def test_palettes_count_by_colours_where_they_are_known(tmp_path):
             forms.ids(path, (2, 3, 0, 100), palette)
         train = load(draw.__name__, tmp_path, "--day", labelled=True)
         assert all((label[:, :24] == stripes(train.classes)[:, :24]).all() for label in read_all(train))
+
+
+def test_a_table_of_ids_alone_says_nothing_of_palettes(tmp_path):
+    """Those of mmsegmentation, VOC and labelme have colours of their own."""
+    root = forms.mmseg(tmp_path / "own")
+    (root / "classes.json").unlink()
+    forms.write(root / "id2label.json", '{"0": "hill", "1": "lake", "2": "moor"}')
+    voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), *[(9, 9, 9)] * 252]
+    for path in root.glob("ann_dir/*/*"):
+        forms.ids(path, (0, 1, 2, 255), voc)
+    assert read_all(load("own", tmp_path, "--day", labelled=True))[0][0, ::8].tolist() == [0, 1, 2, 255]
 
 
 def test_nightcity(tmp_path):

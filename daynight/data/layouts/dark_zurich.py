@@ -10,6 +10,7 @@ class DarkZurich(Layout):
     name, short = "Dark Zurich", "dz"
     images = ("rgb_anon/{split}/**/*_rgb_anon",)
     labels = of_kinds("gt/{split}/**/*_gt_{kind}.png", "labelTrainIds", "labelIds", "labelColor")
+    signs = "rgb_anon", "gt/val/night"
 
     def time_of(self, image: Path) -> str | None:
         parts = image.relative_to(self.root).parts

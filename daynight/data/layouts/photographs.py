@@ -1,6 +1,7 @@
 """What of a tree of one's own is a photograph: label maps among them are refused, what is left out is said."""
 
 import os
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def check_photographs(root: Path, images: Sequence[Path]) -> None:
     stems = {path.stem for path in rest}
     for path in (suspects[i] for i in _some(len(suspects), LOOKS)):
         base = _ENDING.fullmatch(path.stem)
-        if _IDS.fullmatch(path.stem) or {path.stem, base and base[1]} & stems or _has_few_values(path):
+        if _IDS.fullmatch(path.stem) or {path.stem, base and base[1]} & stems or _is_flat(path):
             name = path.relative_to(root).as_posix()
             found = f"{name} is a label map by its name; so named are {len(suspects):,} of {len(images):,} images"
             raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
@@ -65,17 +66,15 @@ def check_photographs(root: Path, images: Sequence[Path]) -> None:
             found = f"{names[0]} looks like the label map of {names[1]}: one channel, the same stem"
             rest = [path for path in images if path.parent != single[0].parent]
             raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
-    # pairs without a name or a header that tells: each group has a file of few colours, and one of many
-    few = [[_has_few_values(path) for path in groups[i][:8]] for i in _some(len(groups), 5)]
-    if few and all(any(of) and not all(of) for of in few):
-        name = groups[0][few[0].index(True)]
-        rest = [path for path in images if path.parent != name.parent]
-        found = f"{name.relative_to(root).as_posix()} looks like a label map: few colours, beside a file of its stem"
+    # where neither names nor headers tell, pixels do
+    looked = random.Random(0).sample(images, min(20, len(images)))
+    flat = sorted(filter(_is_flat, looked))
+    if len(flat) * 4 > len(looked):
+        name, folders = flat[0].relative_to(root).as_posix(), {path.parent for path in flat}
+        found = f"{name} looks like a label map (few values, in areas); so do {len(flat)} of {len(looked)} looked at"
+        rest = [path for path in images if path.parent not in folders]
         raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
     looked = [images[i] for i in _some(len(images), 5)]
-    if looked and all(_has_few_values(path, 32, ("1", "L", "P")) for path in looked):
-        found = f"{looked[0].relative_to(root).as_posix()} has one channel of at most 32 values, as label maps have"
-        raise InputError(f"{root}: {found}; give a folder of photographs")
     if looked and all(map(_is_pair, looked)):
         found = f"{looked[0].relative_to(root).as_posix()} is a photograph and its label map side by side"
         raise InputError(f"{root}: {found}; examples/import_labels.py makes images/ and labels/ of such pictures")
@@ -120,14 +119,14 @@ def _header(path: Path) -> dict:
     return {}
 
 
-def _has_few_values(path: Path, few=64, modes: tuple[str, ...] = ()) -> bool:
-    """Whether an image has few colours or levels, as label maps have, and one of these modes."""
+def _is_flat(path: Path) -> bool:
+    """Whether an image has few values or colours, in areas, as label maps have. Dark photographs may have few too."""
     with suppress(Exception), open_image(path) as image:
-        if modes and image.mode not in modes:
-            return False
-        if image.mode.startswith("I"):
-            return len(np.unique(np.asarray(image))) <= few
-        return image.getcolors(few) is not None
+        if image.format != "JPEG":
+            values = np.asarray(image)
+            few = len(np.unique(values)) if image.mode.startswith("I") else len(image.getcolors(64) or ())
+            same = [values[1:] == values[:-1], values[:, 1:] == values[:, :-1]]
+            return 1 < few <= 64 and sum(x.reshape(*x.shape[:2], -1).all(2).mean() for x in same) > 1.9
     return False
 
 

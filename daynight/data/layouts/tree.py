@@ -66,6 +66,8 @@ def locate(root: Path) -> Layout:
             images, places = layout.images, set()
         inside = [folder for pattern in images for folder in folders(above, pattern)]
         tops = [above / pattern.split(SPLIT)[0] for pattern in images if not pattern.startswith((SPLIT, FILE))]
+        if layout.own_classes and not inside and not any(map(os.path.isdir, tops)):
+            continue  # somebody's folder that is called labels
         if any(given == top or given in top.parents for top in tops) and any(given in x.parents for x in inside):
             # read alone, it would mix the splits
             note = f"{root} holds the images of {layout.name}, which is read from {above}"
