@@ -117,6 +117,8 @@ def _from_disk(folder: Path, config: str | None, revision: str | None):
     # data where no file is named after a split
     rows, splits, files = None, {}, sorted(folder.rglob("*.parquet"))
     if not files:
+        if not is_data_set(folder):
+            raise ValueError("neither parquet, save_to_disk nor metadata.csv; give a folder of images without hf:")
         rows = datasets.load_dataset("imagefolder", data_files=str(folder / "**"), split="train")
         first = next(x for x, kind in rows.features.items() if isinstance(kind, datasets.Image))
         files = [Path(x["path"]) for x in rows.cast_column(first, datasets.Image(decode=False))[first]]

@@ -71,9 +71,9 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
     if all(color for _, _, color in rows):
         everything = Classes(tuple(name for name, _, _ in rows), tuple(color for _, _, color in rows))
         colors = _colors(everything, classes, table.name)
-    if rows[0][1] is None:
-        return classes, LabelKind("trainIds", colors=colors, told=table.name), remarks
-    ids = {number: train_ids.get(name.casefold(), IGNORE) for name, number, _ in rows}
+    # without ids, that of an entry is its place, as CVAT has it
+    numbers = [i if number is None else number for i, (_, number, _) in enumerate(rows[: IGNORE + 1])]
+    ids = {number: train_ids.get(row[0].casefold(), IGNORE) for number, row in zip(numbers, rows, strict=False)}
     # where ids begin at 1, 0 is what nobody labelled
     holes = frozenset(range(1, max(ids))) - ids.keys()
     told = f"{table.name} id"

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import datasets
+import forms
 import huggingface_hub
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from daynight.data.labels import CITYSCAPES, read_label
 from daynight.data.sets import load
 from daynight.models.generator import Generator
 from daynight.models.hub import save_model
+from daynight.system.errors import InputError
 
 FORMS = ("saved", "parquet", "csv", "jsonl", "hf:someone/streets")
 TRAIN = "--size native --crop 32 --steps 2 --batch-size 2 --backbone test_resnet --backbone-weights random"
@@ -471,3 +473,10 @@ def test_a_table_beside_a_known_layout_changes_nothing(layout, tmp_path):
     root = getattr(trees, layout)(tmp_path / "set")
     Dataset.from_dict({"embedding": [1.0]}).to_parquet(root / "embeddings.parquet")
     assert len(read(root).images) == 4
+
+
+def test_a_folder_of_images_is_not_read_by_datasets(tmp_path):
+    """It would read label maps as images."""
+    forms.camvid(tmp_path / "own")
+    with pytest.raises(InputError, match="without hf:"):
+        unpack(f"hf:{tmp_path}/own", "--night")

@@ -420,6 +420,17 @@ def test_a_table_of_ids_alone_says_nothing_of_palettes(tmp_path):
     assert read_all(load("own", tmp_path, "--day", labelled=True))[0][0, ::8].tolist() == [0, 1, 2, 255]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_an_id_is_the_place_in_a_table_of_colours(tmp_path, own):
+    """Also where an entry before it is ignored, so that nothing shifts by one."""
+    root = forms.cvat(tmp_path / "own")
+    for path in root.glob("SegmentationClass/*"):
+        forms.ids(path, (1, 2, 0, 255))  # background comes first; nothing shows the last class
+    if own:
+        forms.classes(root)
+    assert read_all(load("own", tmp_path, "--day", labelled=True))[0][0, ::8].tolist() == [0, 1, 255, 255]
+
+
 def test_nightcity(tmp_path):
     forms.nightcity(tmp_path / "own")
     night = load("own", tmp_path, "--night", time="night")

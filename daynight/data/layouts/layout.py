@@ -151,7 +151,8 @@ def of_kinds(pattern: str, *kinds: str) -> tuple[tuple[LabelKind, str], ...]:
 def folders(root: Path, *patterns: str) -> list[Path]:
     """The folders below root, sorted, that hold the files of any of these patterns, in any split."""
     globs = [pattern.split(FILE)[0].replace(SPLIT, SHOWN) for pattern in patterns]
-    found = (path for glob in dict.fromkeys(globs) if glob for path in root.glob(glob))
+    # "/" asks for folders alone, which from Python 3.11 on costs no look at each file
+    found = (path for glob in dict.fromkeys(globs) if glob for path in root.glob(f"{glob}/"))
     return sorted(path for path in found if path.name not in JUNK and os.path.isdir(path))
 
 
