@@ -240,7 +240,11 @@ def test_a_translation_carries_labels_of_any_suffix_and_their_meaning(tmp_path, 
     assert (tmp_path / "own_night/classes.json").exists() == (draw is not forms.city_colors)
 
 
-@pytest.mark.parametrize("draw", [forms.cvat, forms.roboflow, forms.kitti])
+ALWAYS = forms.cvat, forms.roboflow, forms.kitti
+LATER = [pytest.param(draw, marks=pytest.mark.slow) for draw in (*forms.READ, forms.city_colors) if draw not in ALWAYS]
+
+
+@pytest.mark.parametrize("draw", [*ALWAYS, *LATER])
 def test_a_form_is_trained_on_and_scored(tmp_path, draw):
     draw(tmp_path / "own")
     assert daynight(SEG, tmp_path).code == 0

@@ -141,9 +141,9 @@ def _places(root: Path) -> tuple[list[str], list[str]]:
     images = [f"{name}/{SPLIT}/{FILE}" for name in top if _IMAGES.fullmatch(name)]
     images += [f"{SPLIT}/{name}/{FILE}" for name in sorted(inner) if _IMAGES.fullmatch(name)]
     places = [f"{name}/{SPLIT}/" for name in _labels(top)] + [f"{SPLIT}/{name}/" for name in _labels(inner)]
-    for name in top:  # train_labels beside train
-        split = next((other for other in top if split_of(other) and name.startswith(other) and name != other), None)
-        if split and LABEL_FOLDER.fullmatch(name):
+    for name in filter(LABEL_FOLDER.fullmatch, top):  # train_labels beside train
+        split = next((other for other in top if name.startswith(other) and name != other and split_of(other)), None)
+        if split:
             images = images or [f"{SPLIT}/{FILE}"]
             places.append(f"{SPLIT}{name.removeprefix(split)}/")
     return images, list(dict.fromkeys(places))

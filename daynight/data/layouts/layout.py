@@ -91,15 +91,13 @@ class Layout:
             name = self.folders[split]
             inside = pattern.replace(SPLIT, name) if name else pattern.replace(f"{SPLIT}/", "")
             before, ending = inside.split(FILE)
-            folder, length, dotted = self.root / before, len(ending), "." in ending  # only patterns of labels are
+            folder, lower, dotted = self.root / before, ending.lower(), "." in ending  # only patterns of labels are
             for path in walk(folder):
-                if not (dotted or is_image(path)):
-                    continue
-                stem = path.relative_to(folder).as_posix()
-                stem = stem if dotted else stem.removesuffix(path.suffix)
-                ends = stem[len(stem) - length :].lower() == ending.lower()
-                if ends or not is_label:
-                    yield (split, stem[: len(stem) - length] if ends else stem), path
+                ends = (path.name if dotted else path.stem).lower().endswith(lower)
+                if (ends or not is_label) and (dotted or is_image(path)):
+                    stem = path.relative_to(folder).as_posix()
+                    stem = stem if dotted else stem.removesuffix(path.suffix)
+                    yield (split, stem[: len(stem) - len(ending)] if ends else stem), path
 
     def imageless(self) -> list[str]:
         """The splits that have labels and no images, as an interrupted unpacking leaves them."""
