@@ -3,7 +3,7 @@
 import errno
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +139,8 @@ class Writer:
         return self
 
     def __exit__(self, *exception):
+        # `shutdown` joins threads: a signal amid that has Python 3.11 take running ones for ended, and leave them
+        wait(self.futures)
         self.pool.shutdown()
         while exception[0] is None and self.futures:
             self._finish()

@@ -3,6 +3,8 @@
 import ast
 import io
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +152,23 @@ def test_what_is_written_is_close_to_the_image(suffix, tmp_path):
     save_image(image, tmp_path / f"out{suffix}")
     lost = np.asarray(image, float) - np.asarray(Images([tmp_path / f"out{suffix}"])[0], float)
     assert (lost**2).mean() < 2.5 and (suffix == ".jpg" or not lost.any())
+
+
+def test_a_signal_while_the_last_image_is_written_leaves_no_half(tmp_path):
+    """A signal amid `Thread.join` has Python 3.11 take a thread that runs for one that has ended."""
+    script = (
+        "import os, signal, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from daynight.data import images\n"
+        "from daynight.system.files import replace\n"
+        "from daynight.system.watchdog import heed\n"
+        "slow = lambda path: (time.sleep(0.5), path.write_text('whole'))\n"
+        "images.save_image = lambda image, path: replace(path, slow)\n"
+        "heed()\n"
+        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "with images.Writer() as writer:\n"
+        "    writer.save(None, Path(sys.argv[1], 'a.png'))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (143, "daynight: ended by SIGTERM\n")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.png", "whole")]
