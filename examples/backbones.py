@@ -44,7 +44,7 @@ def measure(name: str, height: int, width: int) -> dict:
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(clock() - began)
-    taken = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else peak() - before
+    taken = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else max(0.0, peak() - before)
     count, plan = sum(p.numel() for p in network.backbone.parameters()), getattr(network.backbone, "plan", None)
     tiles = f", tiles of {plan.multiple}" if plan and plan.tiles else ""
     stride = f"{network.backbone.output_stride}{tiles}"
