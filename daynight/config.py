@@ -229,6 +229,8 @@ class SegTrainOptions(TrainingOptions):
                 raise ValueError(f"--{name}: with --train-on day nothing is translated; leave one of them out")
         if self.translated and self.translator:
             raise ValueError("--translated and --translator: give one of them")
+        if self.init and self.drop_path:
+            raise ValueError("--drop-path: is built into a backbone; with --init leave it out")
         if self.unlabelled_day and not self.ssl:
             raise ValueError("--unlabelled-day: is for Eq. 15; give --ssl, or leave it out")
         if self.keep_best == "labelled" and not self.validate_on:

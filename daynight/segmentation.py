@@ -67,7 +67,7 @@ def train(options: SegTrainOptions) -> None:
     source = translation_source(options, days, root)
     say(f"training on {train_on}" + (f", translations from {source.name}" if source else "") + ", SSL" * options.ssl)
     torch.manual_seed(options.seed)
-    student = build_student(options, days["day"])
+    student = prepare(build_student(options, days["day"]), options)
     check_norm(student, len(run.slots) * (1 + (train_on == "both")) + (options.ssl and not options.ssl_start), options)
     online = isinstance(source, Network)
     translator = load_model(source.name, "day2night", "--translator", Generator) if online else None
@@ -219,22 +219,26 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
         return DeepLabV2(classes.names, classes.colors, *settings, size=options.size, **timm_options, **dropped)
 
     try:
-        student = pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")
+        return pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")
     except (ValueError, TypeError) as error:
         raise InputError(f"--backbone {options.backbone}: {error}") from error
-    network = student.backbone
+
+
+def prepare(student: DeepLabV2, options: SegTrainOptions) -> DeepLabV2:
+    """Freeze the backbone and have it checkpoint activations, as asked; say how it runs otherwise than asked."""
+    network, name = student.backbone, student.config["backbone"]
     if options.freeze_backbone:
         network.requires_grad_(False)
     if options.grad_checkpointing:
         checkpointed = [m for m in network.modules() if hasattr(m, "set_grad_checkpointing")][:1]
         if not checkpointed:
-            raise InputError(f"--grad-checkpointing: {options.backbone} has none in timm; leave it out")
+            raise InputError(f"--grad-checkpointing: {name} has none in timm; leave it out")
         checkpointed[0].set_grad_checkpointing()
     if network.output_stride != options.output_stride:
-        say(f"{options.backbone} runs at output stride {network.output_stride}, its own")
+        say(f"{name} runs at output stride {network.output_stride}, its own")
     if getattr(network, "plan", None) and network.plan.tiles:
         side = network.plan.multiple
-        say(f"{options.backbone} takes one size and sees tiles of {side}×{side}; --crop {side} fits it")
+        say(f"{name} takes one size and sees tiles of {side}×{side}; --crop {side} fits it")
     return student
 
 

@@ -1,6 +1,7 @@
 """Draws own data as annotation tools write them, from stripes of sky, road and car."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,18 @@ def colors(path: Path, other=BLACK) -> Path:
     """RGB: sky, road and car in their colours, and the colour of what nobody drew."""
     table = np.array([SKY, ROAD, CAR, *[other] * 253], np.uint8)
     return trees._save(Image.fromarray(table[STRIPES]), path)
+
+
+def pairs(root: Path, image: str, label: str, draw, **counts: int) -> None:
+    """`counts` images of each split and their labels, at paths in which {split} and {i} stand for both."""
+    for split, count in counts.items():
+        for i in range(count):
+            photo(root / image.format(split=split, i=i))
+            draw(root / label.format(split=split, i=i))
+
+
+def values(*of: int):
+    return partial(ids, of=of)
 
 
 def write(path: Path, text: str) -> Path:
@@ -72,68 +85,54 @@ def voc(root: Path, count=3) -> Path:
 
 def camvid(root: Path) -> Path:
     """As Kaggle has it: train and train_labels, stems that end in _L, colours."""
-    for split, count in (("train", 3), ("val", 2), ("test", 1)):
-        for i in range(count):
-            photo(root / f"{split}/{i:03}.png")
-            colors(root / f"{split}_labels/{i:03}_L.png")
+    pairs(root, "{split}/{i:03}.png", "{split}_labels/{i:03}_L.png", colors, train=3, val=2, test=1)
     write(root / "class_dict.csv", CLASS_DICT)
     return root
 
 
 def roboflow(root: Path) -> Path:
     """Masks beside their images, ids; 0 is what nobody drew."""
-    for split, count in (("train", 3), ("valid", 2), ("test", 1)):
-        for i in range(count):
-            photo(root / f"{split}/{i:03}_jpg.rf.{i:04x}.jpg")
-            ids(root / f"{split}/{i:03}_jpg.rf.{i:04x}_mask.png", (1, 2, 3, 0))
+    stem = "{split}/{i:03}_jpg.rf.{i:04x}"
+    pairs(root, f"{stem}.jpg", f"{stem}_mask.png", values(1, 2, 3, 0), train=3, valid=2, test=1)
+    for split in ("train", "valid", "test"):
         write(root / f"{split}/_classes.csv", "Pixel Value, Class\n0, background\n1, sky\n2, road\n3, car\n")
     return root
 
 
 def ade20k(root: Path) -> Path:
-    for split, count in (("training", 3), ("validation", 2)):
-        for i in range(count):
-            photo(root / f"images/{split}/ADE_{i:03}.jpg")
-            ids(root / f"annotations/{split}/ADE_{i:03}.png", (1, 2, 3, 0))
+    inside = "{split}/ADE_{i:03}"
+    places = f"images/{inside}.jpg", f"annotations/{inside}.png"
+    pairs(root, *places, values(1, 2, 3, 0), training=3, validation=2)
     rows = "".join(f"{i}\t0.1\t9\t9\t1\t{name}\n" for i, (name, _) in enumerate(trees.CLASSES, 1))
     write(root / "objectInfo150.txt", "Idx\tRatio\tTrain\tVal\tStuff\tName\n" + rows)
     return root
 
 
 def mmseg(root: Path) -> Path:
-    for split, count in (("train", 3), ("val", 2)):
-        for i in range(count):
-            photo(root / f"img_dir/{split}/{i:03}.jpg")
-            ids(root / f"ann_dir/{split}/{i:03}.png", (0, 1, 2, 255))
+    places = "img_dir/{split}/{i:03}.jpg", "ann_dir/{split}/{i:03}.png"
+    pairs(root, *places, values(0, 1, 2, 255), train=3, val=2)
     classes(root)
     return root
 
 
 def split_first(root: Path) -> Path:
     """Suffixes in capitals; ids by id2label.json as of Hugging Face, with a gap."""
-    for split, count in (("train", 3), ("valid", 2)):
-        for i in range(count):
-            photo(root / f"{split}/images/{i:03}.JPG")
-            ids(root / f"{split}/masks/{i:03}.PNG", (4, 7, 9, 0))
+    places = "{split}/images/{i:03}.JPG", "{split}/masks/{i:03}.PNG"
+    pairs(root, *places, values(4, 7, 9, 0), train=3, valid=2)
     write(root / "id2label.json", json.dumps({"0": "unlabeled", "4": "sky", "7": "road", "9": "car"}))
     return root
 
 
 def masks(root: Path, ending="_mask", folder="masks") -> Path:
     """images and masks without splits."""
-    for i in range(3):
-        photo(root / f"images/{i:03}.jpg")
-        ids(root / f"{folder}/{i:03}{ending}.png", (0, 1, 2, 255))
+    pairs(root, "images/{i:03}.jpg", f"{folder}/{{i:03}}{ending}.png", values(0, 1, 2, 255), all=3)
     classes(root)
     return root
 
 
 def colored(root: Path) -> Path:
     """The project's own layout with labels in colours, as `predict` writes them."""
-    for split, count in (("train", 3), ("val", 2)):
-        for i in range(count):
-            photo(root / f"images/{split}/{i:03}.jpg")
-            colors(root / f"labels/{split}/{i:03}.png")
+    pairs(root, "images/{split}/{i:03}.jpg", "labels/{split}/{i:03}.png", colors, train=3, val=2)
     classes(root)
     return root
 

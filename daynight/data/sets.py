@@ -15,7 +15,7 @@ from daynight.data.labels import CITYSCAPES, Classes, LabelKind
 from daynight.data.layouts.folder import Images
 from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, SPLIT, Layout, counted, is_image, walk
 from daynight.data.layouts.tree import locate, resolve, tagged_night
-from daynight.data.tables import NAMES, TABLES, find_table, read_meaning
+from daynight.data.tables import TABLES, read_meaning, tables_of
 from daynight.system.console import say, warn
 from daynight.system.errors import InputError, Unlabelled
 
@@ -274,9 +274,7 @@ def companions(root: Path) -> tuple[Path, ...]:
 
 def own_classes(root: Path) -> Classes | None:
     """The classes of own data by a table beside them, None where there is no table."""
-    layout = locate(root)
-    tables = dict.fromkeys(path.parent for path in layout.class_tables())
-    table, own = find_table(tables), find_table(tables, NAMES[:1])
+    table, own = tables_of(locate(root).class_tables())
     return read_meaning(table, own)[0] if table or own else None
 
 

@@ -36,6 +36,12 @@ def find_table(folders: Iterable[Path], names: tuple[str, ...] = TABLES) -> Path
     return None
 
 
+def tables_of(files: Iterable[Path]) -> tuple[Path | None, Path | None]:
+    """Of the tables that own data have: the one of another tool, and classes.json."""
+    folders = dict.fromkeys(path.parent for path in files)
+    return find_table(folders), find_table(folders, NAMES[:1])
+
+
 def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKind, list[str]]:
     """The classes of a data set, what the values of its labels mean, and remarks. None: there is no such file.
 

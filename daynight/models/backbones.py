@@ -14,7 +14,8 @@ TRIED = "vit_small_patch14_dinov2, convnextv2_tiny or pvt_v2_b0"  # of many that
 # how networks with positions or windows are told to take images of any size; the first that one knows counts
 SWITCHES = ({"dynamic_img_size": True}, {"strict_img_size": False, "always_partition": True})
 SWITCHES += ({"strict_img_size": False}, {})
-REFUSALS = TypeError, AssertionError, NotImplementedError  # of an argument or an output stride
+# what timm's networks raise for an argument or an output stride that they do not take
+REFUSALS = TypeError, AssertionError, NotImplementedError
 
 
 class Normalise(nn.Module):
@@ -108,8 +109,8 @@ def backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
     found = plan(name, output_stride)
     network = build(name, found.options, found.plain, **timm_options)
     cfg = network.pretrained_cfg
-    for name in found.unused:  # several processes would wait for their gradients
-        network.get_parameter(name).requires_grad_(False)
+    for unused in found.unused:  # several processes would wait for their gradients
+        network.get_parameter(unused).requires_grad_(False)
     if found.plain or found.last or found.multiple > 1:
         network = AnySize(network, found)
     network.channels, network.output_stride, network.pretrained_cfg = found.channels, found.stride, cfg
@@ -133,9 +134,10 @@ def plan(name: str, output_stride: int | None = None) -> Plan:
     Raises `ValueError` if it gives no feature map.
     """
     if not timm.is_model(name):
-        like = ["pvt_v2_b0"] if name.startswith("mit_b") else difflib.get_close_matches(name, timm.list_models(), 3)
-        hint = f"; SegFormer's is not in it, {like[0]} to pvt_v2_b5 are alike" if name.startswith("mit_b") else ""
-        hint = hint or f"; it has {', '.join(like)}" * bool(like)
+        like = difflib.get_close_matches(name, timm.list_models(), 3)
+        hint = f"; it has {', '.join(like)}" * bool(like)
+        if name.startswith("mit_b"):
+            hint = "; SegFormer's is not in it, pvt_v2_b0 to pvt_v2_b5 are alike"
         raise ValueError(f"timm has no network {name!r}{hint}")
     why, strides = "it gives no feature maps", [{"output_stride": output_stride}, {}] if output_stride else [{}]
     with torch.device("meta"), torch.no_grad():

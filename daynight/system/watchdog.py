@@ -78,9 +78,9 @@ class Watchdog:
     """Ends the process when `alive` is not called for `seconds` (0: never): `text()` on standard error, after the stack
     of every thread if `stacks`; without these it is for a process that does nothing but wait for another.
 
-    Before the first call a process that computes is alive too: to read data and build networks has no steps. (One that
-    waits for others to connect does so for 2 % of the time, and does not count.) Time is
-    counted in ticks of this process, so that none passes while it is stopped or its machine sleeps.
+    Before the first call a process that computes is alive too, if `stacks`: to read data and build networks has no
+    steps. (One that waits for others to connect computes for 2 % of the time.) Time is counted in ticks of this
+    process, so that none passes while it is stopped or its machine sleeps.
     """
 
     def __init__(self, seconds: float, text: Callable[[], str], stacks: bool = True):

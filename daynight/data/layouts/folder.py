@@ -9,7 +9,7 @@ from daynight.data.formats import open_image
 from daynight.data.labels import CITYSCAPES, IGNORE, KINDS, LABEL_IDS, LABEL_TRAIN_IDS, TRAIN_IDS, LabelKind, read_label
 from daynight.data.layouts.layout import FILE, SHOWN, SPLIT, Layout, folders
 from daynight.data.layouts.photographs import LABEL_FOLDER, check_photographs, remarks, split_of
-from daynight.data.tables import NAMES, find_table, read_meaning
+from daynight.data.tables import NAMES, find_table, read_meaning, tables_of
 from daynight.system.errors import InputError
 
 _IMAGES = re.compile(r"images?|imgs?|img_dir|jpegimages|rgb|photos?|photographs?|pictures?|frames?", re.IGNORECASE)
@@ -95,8 +95,7 @@ class Folder(Layout):
         Without a table they are Cityscapes' where their names or colours say so; else classes is None. kind: that of
         their names. asked: of `--labels`. Raises InputError for a bad table.
         """
-        places = dict.fromkeys(path.parent for path in self.class_tables())
-        own, table = find_table(places, NAMES[:1]), find_table(places)
+        table, own = tables_of(self.class_tables())
         some = [files[i * len(files) // 5] for i in range(min(5, len(files)))]
         named = asked or (kind if kind != TRAIN_IDS else None)
         if not own and not table and not named and not _is_colored(some[0]):
