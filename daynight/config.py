@@ -206,6 +206,7 @@ class SegTrainOptions(TrainingOptions):
     backbone: str = Model("vgg16", "vgg16 (the paper), or any of timm's networks.")
     backbone_weights: str = Model("pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.")
     output_stride: int = Model(8, "Output stride of the backbone; 16 takes a third of the time.", min=8, max=32)
+    head: Literal["aspp", "linear", "fuse"] = Model("aspp", "aspp (DeepLabV2), linear, or fuse (four stages).")
     head_width: int = Model(1024, "Channels inside the head (DeepLabV2: 1024).", min=1, max=8192)
     optimizer: Literal["adam", "adamw"] = Optimisation("adam", "adam (the paper), or adamw, usual for transformers.")
     weight_decay: float = Optimisation(0.0, "Decay of weight matrices; none of biases and norms.", min=0, max=1)

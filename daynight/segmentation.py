@@ -35,28 +35,38 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 BEST_BY = {"day": "day_miou", "labelled": "validate_on_miou", "none": "none"}
 
 
-def student_terms(student, teacher, batch, clean, noisy, valid, dropout, rho, weight) -> tuple[dict, dict]:
+def student_terms(student, teacher, batch, clean, noisy, valid, dropout, rho, weight, frozen=False):
     """The terms of Eq. 16, by name; and for each name in `noisy` the teacher's softmax and its mask.
 
     `batch`: images B×3×H×W in [-1, 1], by name. `clean`: the names of those of Eq. 12, by `batch["labels"]` (B×H×W of
     train ids; `valid`: how many there are). `noisy`: what the student sees under dropout (`dropout`: a generator
     for each image) → what the teacher sees of it without (Eq. 14, 15; `rho`, `weight` λ_ssl); empty before SSL starts.
-    The student looks once: only from dropout on is anything computed twice.
+    The student looks once: only from dropout on is anything computed twice. A `frozen` backbone, which both share,
+    looks once for both.
     """
-    images = torch.cat([batch[name] for name in dict.fromkeys([*clean, *noisy])])
-    logits, noisy_logits = (
-        student(images, clean=len(clean) * len(batch["day"]), dropout=dropout) if noisy else (student(images), None)
-    )
+    looks = dict.fromkeys([*clean, *noisy])
+    maps = shared_features(teacher, batch, looks | dict.fromkeys(noisy.values())) if frozen else lambda names: None
+    images, given = torch.cat([batch[name] for name in looks]), {"features": maps(looks)}
+    given |= {"clean": len(clean) * len(batch["day"]), "dropout": dropout} if noisy else {}
+    logits, noisy_logits = student(images, **given) if noisy else (student(images, **given), None)
     terms = {f"ce_{n}": losses.cross_entropy(x, batch["labels"], valid) for n, x in split(logits, clean)}  # Eq. 12
     taught = {}
     if noisy:
         with torch.no_grad():
-            targets = teacher(torch.cat([batch[name] for name in noisy.values()])).float().softmax(1)
+            images = torch.cat([batch[name] for name in noisy.values()])
+            targets = teacher(images, features=maps(noisy.values())).float().softmax(1)
         for (name, x), target in zip(split(noisy_logits, noisy), targets.chunk(len(noisy)), strict=True):
             mask = losses.confidence_mask(target, rho)  # Eq. 14
             terms[f"ssl_{name}"] = weight * losses.consistency(target, x, mask)  # Eq. 15
             taught[name] = target, mask
     return terms, taught
+
+
+@torch.no_grad()
+def shared_features(network: DeepLabV2, batch: dict, names: dict):
+    """A function: some of `names` → the feature maps of their images, one after the other; all computed at once."""
+    maps = [dict(split(x, names)) for x in network.features(torch.cat([batch[name] for name in names]))]
+    return lambda some: [torch.cat([x[name] for name in some]) for x in maps]
 
 
 def train(options: SegTrainOptions) -> None:
@@ -98,7 +108,7 @@ def train(options: SegTrainOptions) -> None:
     # of a class without accepted pixels for longer than that, the run has warned already
     health = TeacherHealth(days["day"].classes.names, patience, run.logger.lines(run.first, 2 * patience))
 
-    accelerator, plain_student, look = run.accelerator, student, teacher.model
+    accelerator, plain_student, look, frozen = run.accelerator, student, teacher.model, options.freeze_backbone
     student, optimizer = accelerator.prepare(student.train(), optimizer)
     if options.compile:
         student, look = torch.compile(student), torch.compile(look)
@@ -124,7 +134,7 @@ def train(options: SegTrainOptions) -> None:
             dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots] * len(noisy)
             rho, weight = (ramp(step, run.total, *numbers(values)) for values in (options.rho, options.lambda_ssl))
         with accelerator.autocast():
-            terms, taught = student_terms(student, look, batch, clean, noisy, valid, dropout, rho, weight)
+            terms, taught = student_terms(student, look, batch, clean, noisy, valid, dropout, rho, weight, frozen)
         seen = {f"mask_{name}": mask.mean() for name, (_, mask) in taught.items()}
         if taught:
             seen |= health(*taught["strong_night"], batch["labels"])
@@ -216,7 +226,8 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
     def build(**timm_options):
         settings = options.backbone, options.output_stride, options.head_width, options.backbone_weights != "random"
         dropped = {"drop_path_rate": options.drop_path} if options.drop_path else {}
-        return DeepLabV2(classes.names, classes.colors, *settings, size=options.size, **timm_options, **dropped)
+        given = {"size": options.size, "head": options.head} | timm_options | dropped
+        return DeepLabV2(classes.names, classes.colors, *settings, **given)
 
     try:
         return pretrained(build, options.backbone, options.backbone_weights, "--backbone-weights")
@@ -234,8 +245,8 @@ def prepare(student: DeepLabV2, options: SegTrainOptions) -> DeepLabV2:
         if not checkpointed:
             raise InputError(f"--grad-checkpointing: {name} has none in timm; leave it out")
         checkpointed[0].set_grad_checkpointing()
-    if network.output_stride != options.output_stride:
-        say(f"{name} runs at output stride {network.output_stride}, its own")
+    if network.strides[-1] != options.output_stride:
+        say(f"{name} runs at output stride {network.strides[-1]}, its own")
     if getattr(network, "plan", None) and network.plan.tiles:
         side = network.plan.multiple
         say(f"{name} takes one size and sees tiles of {side}×{side}; --crop {side} fits it")

@@ -47,7 +47,7 @@ def measure(name: str, height: int, width: int) -> dict:
     taken = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else max(0.0, peak() - before)
     count, plan = sum(p.numel() for p in network.backbone.parameters()), getattr(network.backbone, "plan", None)
     tiles = f", tiles of {plan.multiple}" if plan and plan.tiles else ""
-    stride = f"{network.backbone.output_stride}{tiles}"
+    stride = f"{network.backbone.strides[-1]}{tiles}"
     return {"stride": stride, "parameters": count / 1e6, "seconds": min(seconds), "memory": taken}
 
 

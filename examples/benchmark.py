@@ -306,7 +306,7 @@ class PlainSegmentation(Segmentation):
     def predict(self, model, images, dropout=()):
         features = model.backbone(model.normalise(images))
         features = features[-1] if isinstance(features, list) else features
-        logits = model.head.classify(model.head.dilated(features), dropout)
+        logits = model.head.classify(model.head.shared([features]), dropout)
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 
     def losses(self, batch, rho, weight):

@@ -33,15 +33,15 @@ class Normalise(nn.Module):
 class Plan(NamedTuple):
     """How a network of timm becomes a backbone: `options` of timm; whether it is `plain`, all its blocks of one
     stride; what height and width must be a `multiple` of; whether it takes one size alone and sees `tiles` of it;
-    whether channels come `last`; its feature map's `channels` and `stride`; the names of `unused` parameters."""
+    whether channels come `last`; the `channels` and `strides` of its feature maps; the names of `unused` parameters."""
 
     options: dict = {}
     plain: bool = False
     multiple: int = 1
     tiles: bool = False
     last: bool = False
-    channels: int = 0
-    stride: int = 0
+    channels: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     unused: tuple[str, ...] = ()
 
 
@@ -52,16 +52,16 @@ class LastBlocks(nn.Module):
         super().__init__()
         self.model, self.pretrained_cfg = model, model.pretrained_cfg
         self.indices = model.prune_intermediate_layers([-4, -3, -2, -1], prune_norm=False, prune_head=True)
-        self.info = model.feature_info[-1]
+        self.info = list(model.feature_info)[-4:]
 
     def forward(self, images):
         return self.model.forward_intermediates(images, indices=self.indices, norm=True, intermediates_only=True)
 
 
 class AnySize(nn.Module):
-    """A network that takes some sizes only, for all: B×3×H×W → B×channels×⌈H/stride⌉×⌈W/stride⌉.
+    """A network that takes some sizes only, for all: B×3×H×W → a list of B×channels×⌈H/stride⌉×⌈W/stride⌉.
 
-    Images are padded below and to the right, and the feature map is cut. Of several maps the channels are concatenated.
+    Images are padded below and to the right, and the feature maps are cut.
     """
 
     def __init__(self, network: nn.Module, plan: Plan):
@@ -69,13 +69,14 @@ class AnySize(nn.Module):
         self.network, self.plan = network, plan
 
     def forward(self, images):
-        height, width = images.shape[-2:]
-        maps = [x.permute(0, 3, 1, 2) if self.plan.last else x for x in self.network(fitted(images, self.plan))]
-        x = torch.cat(maps, 1) if len(maps) > 1 else maps[0]
-        if self.plan.tiles:
-            down, across = (ceil_div(n, self.plan.multiple) for n in (height, width))
-            x = x.unflatten(0, (-1, down, across)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        return x[..., : ceil_div(height, self.plan.stride), : ceil_div(width, self.plan.stride)]
+        (height, width), maps = images.shape[-2:], []
+        for x, stride in zip(self.network(fitted(images, self.plan)), self.plan.strides, strict=True):
+            x = x.permute(0, 3, 1, 2) if self.plan.last else x
+            if self.plan.tiles:
+                down, across = (ceil_div(n, self.plan.multiple) for n in (height, width))
+                x = x.unflatten(0, (-1, down, across)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+            maps.append(x[..., : ceil_div(height, stride), : ceil_div(width, stride)])
+        return maps
 
 
 def ceil_div(length: int, side: int) -> int:
@@ -93,42 +94,42 @@ def fitted(images, plan: Plan):
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def backbone(name: str, output_stride: int, **timm_options) -> nn.Module:
-    """The network `name`, without its classifier: B×3×H×W → a feature map, or a list with only this map.
+def backbone(name: str, output_stride: int, stages: int = 1, **timm_options) -> nn.Module:
+    """The network `name`, without its classifier: B×3×H×W → the feature maps of its last `stages`, from fine to coarse.
 
-    The module has `channels`, `output_stride` (in pixels; its own if it cannot run at the one asked for) and timm's
-    `pretrained_cfg`. Of a plain vision transformer the map is the last four blocks' tokens, normalised and
-    concatenated; of any other network it is the last stage. Raises `ValueError` for a network that cannot be a
-    backbone.
+    The module gives a list, or the only map. It has the maps' `channels` and `strides` (in pixels; its own if it cannot
+    run at `output_stride`) and timm's `pretrained_cfg`. Of a plain vision transformer the maps are always the last four
+    blocks' tokens, normalised. Raises `ValueError` for a network that cannot be a backbone.
     """
     if name == "vgg16":
         return vgg_backbone(**timm_options)
     if name.partition(".")[0] in timm.list_models(module="mlp_mixer"):
         why = "it weighs pixels by their places in images of one size"
         raise ValueError(f"{name} cannot be a backbone: {why}; {TRIED} can")
-    found = plan(name, output_stride)
-    network = build(name, found.options, found.plain, **timm_options)
+    found = plan(name, output_stride, stages)
+    network = build(name, found.options, found.plain, len(found.channels), **timm_options)
     cfg = network.pretrained_cfg
     for unused in found.unused:  # several processes would wait for their gradients
         network.get_parameter(unused).requires_grad_(False)
     if found.plain or found.last or found.multiple > 1:
         network = AnySize(network, found)
-    network.channels, network.output_stride, network.pretrained_cfg = found.channels, found.stride, cfg
+    network.channels, network.strides, network.pretrained_cfg = found.channels, found.strides, cfg
     return network
 
 
-def build(name: str, options: dict, plain: bool, **timm_options) -> nn.Module:
-    """A network that gives a list of feature maps. It has `pretrained_cfg`, and `info` of the last map."""
+def build(name: str, options: dict, plain: bool, maps: int, **timm_options) -> nn.Module:
+    """A network that gives a list of the last feature maps. It has `pretrained_cfg`, and `info` of each map."""
     if not plain:
-        network = timm.create_model(name, features_only=True, out_indices=(-1,), **options, **timm_options)
+        indices = tuple(range(-maps, 0))
+        network = timm.create_model(name, features_only=True, out_indices=indices, **options, **timm_options)
         network.pretrained_cfg = getattr(network, "model", network).pretrained_cfg
-        network.info = network.feature_info.get_dicts()[-1]
+        network.info = network.feature_info.get_dicts()
         return network
     return LastBlocks(timm.create_model(name, num_classes=0, **options, **timm_options))
 
 
 @functools.cache
-def plan(name: str, output_stride: int | None = None) -> Plan:
+def plan(name: str, output_stride: int | None = None, stages: int = 1) -> Plan:
     """Try a network out, without numbers, on the device "meta", at an output stride or its own.
 
     Raises `ValueError` if it gives no feature map.
@@ -149,8 +150,9 @@ def plan(name: str, output_stride: int | None = None) -> Plan:
             info = getattr(model, "feature_info", None) or []
             alike = {(entry["reduction"], entry["num_chs"]) for entry in list(info)[-4:]}
             plain = len(info) >= 4 and len(alike) == 1 and hasattr(model, "forward_intermediates")
+            maps = min(stages, len(info) or 1)
             try:
-                network = build(name, options, plain).eval()
+                network = build(name, options, plain, maps).eval()
             except (*REFUSALS, RuntimeError, AttributeError) as error:
                 why = str(error) or why
                 continue
@@ -162,27 +164,30 @@ def measure(name: str, network: nn.Module, options: dict, plain: bool) -> Plan:
     """The plan of a network whose `options` are known: see `plan`."""
     info, why = network.info, "it gives no feature map"
     family, side = type(getattr(network, "model", None)).__name__, network.pretrained_cfg["input_size"][-1]
+    coarsest = info[-1]["reduction"]
     # each multiple on its own, and at last the network's own size alone
-    trials = [(1, False), (info["reduction"], False), (2 * info["reduction"], False), (side, True)]
+    trials = [(1, False), (coarsest, False), (2 * coarsest, False), (side, True)]
     # this family looks positions up in a table, out of which "meta" does not notice that it runs
     for multiple, tiles in trials[-1:] if family == "MultiScaleVit" else trials:
         base = multiple if tiles else math.lcm(multiple, 64)
         odd = [] if tiles else [(65, 97), (67, 131)] if multiple == 1 else [(2 * multiple, 5 * multiple)]
         try:
-            shapes = {size: network(torch.zeros(1, 3, *size))[-1].shape for size in [(base, base), *odd]}
-            first = shapes[base, base]
-            last = first[1] != info["num_chs"] == first[-1]
-            places, channels = slice(1, 3) if last else slice(2, 4), first[-1 if last else 1]
-            stride = base // first[places][0]
-            for size, shape in shapes.items():
-                wanted = [{n // stride, -(-n // stride)} for n in size]
-                fits = base % stride == 0 and all(n in ends for n, ends in zip(shape[places], wanted, strict=True))
-                if not fits or shape[-1 if last else 1] != channels:
-                    raise ValueError("its last stage is no feature map of the image")
+            shapes = {size: [x.shape for x in network(torch.zeros(1, 3, *size))] for size in [(base, base), *odd]}
+            counts = [entry["num_chs"] for entry in info]
+            last = any(shape[1] != n == shape[-1] for shape, n in zip(shapes[base, base], counts, strict=True))
+            places, channel = (slice(1, 3), -1) if last else (slice(2, 4), 1)
+            channels = tuple(shape[channel] for shape in shapes[base, base])
+            strides = tuple(base // shape[places][0] for shape in shapes[base, base])
+            for size, some in shapes.items():
+                for shape, stride, count in zip(some, strides, channels, strict=True):
+                    wanted = [{n // stride, -(-n // stride)} for n in size]
+                    fits = base % stride == 0 and all(n in ends for n, ends in zip(shape[places], wanted, strict=True))
+                    if not fits or shape[channel] != count:
+                        raise ValueError("its last stage is no feature map of the image")
             with torch.enable_grad():
                 sum(x.sum() for x in network(torch.zeros(1, 3, base, base))).backward()
             unused = tuple(name for name, p in network.named_parameters() if p.grad is None)
-            return Plan(options, plain, multiple, tiles, last, channels * (4 if plain else 1), stride, unused)
+            return Plan(options, plain, multiple, tiles, last, channels, strides, unused)
         except (*REFUSALS, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
             why = str(error) or why
     raise ValueError(f"{name} cannot be a backbone: {why}; {TRIED} can")
@@ -198,5 +203,5 @@ def vgg_backbone(**timm_options) -> nn.Sequential:
     for layer in features[pools[3] :]:
         if isinstance(layer, nn.Conv2d):
             layer.dilation, layer.padding = (2, 2), (2, 2)
-    features.channels, features.output_stride, features.pretrained_cfg = 512, 8, network.pretrained_cfg
+    features.channels, features.strides, features.pretrained_cfg = (512,), (8,), network.pretrained_cfg
     return features

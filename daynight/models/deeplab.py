@@ -1,4 +1,8 @@
-"""DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2), or on a timm backbone."""
+"""DeepLabV2 (Chen et al. 2018) on VGG-16, the paper's segmentation network (§4.2); or another backbone or head.
+
+A head takes the backbone's maps, from fine to coarse. `shared` is what views that differ only in dropout have in
+common, and `classify` makes logits of it. `stages` is how many maps it wants, `finest` which of them its logits are at.
+"""
 
 import torch
 from torch import nn
@@ -8,10 +12,13 @@ from daynight.models import backbones
 
 
 class ASPP(nn.Module):
-    """The head: four dilated branches, summed. Views that differ only in dropout share the costly `dilated` layers."""
+    """DeepLabV2's head: four dilated branches, summed. A larger stride has smaller rates, which span as many pixels."""
 
-    def __init__(self, channels: int, hidden: int, classes: int, rates: tuple[int, ...]):
+    stages, finest = 1, -1
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], hidden: int, classes: int):
         super().__init__()
+        channels, rates = sum(channels), [max(1, rate * 8 // strides[-1]) for rate in (6, 12, 18, 24)]
         self.fc6 = nn.ModuleList(nn.Conv2d(channels, hidden, 3, padding=rate, dilation=rate) for rate in rates)
         self.fc7 = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in rates)
         self.fc8 = nn.ModuleList(nn.Conv2d(hidden, classes, 1) for _ in rates)
@@ -19,7 +26,8 @@ class ASPP(nn.Module):
             nn.init.normal_(layer.weight, 0, 0.01)
             nn.init.zeros_(layer.bias)
 
-    def dilated(self, features) -> list[torch.Tensor]:
+    def shared(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        features = joined(maps)
         return [F.relu(fc6(features)) for fc6 in self.fc6]
 
     def classify(self, hidden: list[torch.Tensor], dropout=None):
@@ -28,6 +36,60 @@ class ASPP(nn.Module):
             x = F.relu(fc7(drop(x, dropout)))
             logits = logits + fc8(drop(x, dropout))
         return logits
+
+
+class Linear(nn.Module):
+    """A 1×1 convolution of the last map."""
+
+    stages, finest = 1, -1
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], hidden: int, classes: int):
+        super().__init__()
+        self.classes = nn.Conv2d(sum(channels), classes, 1)
+        nn.init.normal_(self.classes.weight, 0, 0.01)
+        nn.init.zeros_(self.classes.bias)
+
+    def shared(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [joined(maps)]
+
+    def classify(self, hidden: list[torch.Tensor], dropout=None):
+        return self.classes(drop(hidden[0], dropout))
+
+
+class Fuse(nn.Module):
+    """The last four stages' maps, each through a 1×1 convolution and enlarged to the finest, summed (as SegFormer's
+    decoder, Xie et al. 2021)."""
+
+    stages, finest = 4, 0
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], hidden: int, classes: int):
+        super().__init__()
+        self.strides = strides
+        self.lateral = nn.ModuleList(nn.Conv2d(count, hidden, 1) for count in channels)
+        self.classes = nn.Conv2d(hidden, classes, 1)
+        nn.init.normal_(self.classes.weight, 0, 0.01)
+        nn.init.zeros_(self.classes.bias)
+
+    def shared(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        (height, width), total = maps[0].shape[-2:], 0
+        for x, lateral, stride in zip(maps, self.lateral, self.strides, strict=True):
+            x, scale = lateral(x), stride // self.strides[0]
+            if scale > 1:
+                size = [max(n * scale, m) for n, m in zip(x.shape[-2:], (height, width), strict=True)]
+                x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+            total = total + x[..., :height, :width]
+        return [F.relu(total)]
+
+    def classify(self, hidden: list[torch.Tensor], dropout=None):
+        return self.classes(drop(hidden[0], dropout))
+
+
+HEADS = {"aspp": ASPP, "linear": Linear, "fuse": Fuse}
+
+
+def joined(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Maps of one size, their channels one after the other."""
+    return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
 
 
 def drop(x, generators):
@@ -42,9 +104,9 @@ class DeepLabV2(nn.Module):
     """f, images → class logits: B×3×H×W in [-1, 1] → B×classes×H×W.
 
     `backbone` is "vgg16" (the paper's: output stride 8, rates 6, 12, 18, 24) or a timm network; one that accepts no
-    `output_stride` runs at its own. A larger stride gives smaller rates, which span as many pixels. `hidden` is the
-    width of the head (1024 in the paper). `frozen_norm` keeps batch norm at its pretrained statistics and trains its
-    affine part. `names`, `colors` (RGB, 0 to 255) and `size` (of images, as `--size`) are saved with the model.
+    `output_stride` runs at its own. `head` is one of `HEADS`, and `hidden` its width (1024 in the paper).
+    `frozen_norm` keeps batch norm at its pretrained statistics and trains its affine part. `names`, `colors` (RGB, 0 to
+    255) and `size` (of images, as `--size`) are saved with the model.
     Raises `ValueError` for a network that cannot be a backbone.
     """
 
@@ -57,18 +119,20 @@ class DeepLabV2(nn.Module):
         hidden: int = 1024,
         frozen_norm: bool = True,
         size: str = "512",
+        head: str = "aspp",
         **timm_options,
     ):
         super().__init__()
-        self.backbone = backbones.backbone(backbone, output_stride, **timm_options)
-        output_stride = self.backbone.output_stride
+        if head not in HEADS:
+            raise ValueError(f"head is {head!r}, none of {', '.join(HEADS)}")
+        self.backbone = backbones.backbone(backbone, output_stride, HEADS[head].stages, **timm_options)
+        channels, strides = self.backbone.channels, self.backbone.strides
         self.config = {
             "names": list(names), "colors": [list(c) for c in colors], "backbone": backbone,
-            "output_stride": output_stride, "hidden": hidden, "frozen_norm": frozen_norm, "size": size,
+            "output_stride": strides[-1], "hidden": hidden, "frozen_norm": frozen_norm, "size": size, "head": head,
         }  # fmt: skip
         self.normalise = backbones.Normalise(self.backbone.pretrained_cfg)
-        rates = tuple(max(1, rate * 8 // output_stride) for rate in (6, 12, 18, 24))
-        self.head = ASPP(self.backbone.channels, hidden, len(names), rates)
+        self.head = HEADS[head](channels, strides, hidden, len(names))
         self.train(self.training)
 
     def train(self, mode: bool = True):
@@ -80,18 +144,24 @@ class DeepLabV2(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, images, clean: int | None = None, dropout=()):
+    def features(self, images) -> list[torch.Tensor]:
+        """B×3×H×W in [-1, 1] → the backbone's maps, from fine to coarse."""
+        maps = self.backbone(self.normalise(images))
+        return maps if isinstance(maps, list) else [maps]
+
+    def forward(self, images, clean: int | None = None, dropout=(), features: list[torch.Tensor] | None = None):
         """Logits of the first `clean` images (all by default), without dropout.
 
         `dropout` holds a generator for each of the last images: their logits under dropout (p = 0.5, §3.3) are the
-        second result. The layers before dropout run once, so a training step calls the network once.
+        second result. The layers before dropout run once, so a training step calls the network once. `features`: the
+        backbone's maps of these images, where they are known.
         """
-        features, (height, width) = self.backbone(self.normalise(images)), images.shape[-2:]
-        features = features[-1] if isinstance(features, list) else features
-        # a map of padded images reaches beyond the image
-        padded = isinstance(self.backbone, backbones.AnySize) and self.backbone.plan.multiple > 1
-        size = [n * self.backbone.output_stride for n in features.shape[-2:]] if padded else (height, width)
-        hidden = self.head.dilated(features)
+        maps, (height, width) = self.features(images) if features is None else features, images.shape[-2:]
+        finest, plan = self.head.finest, getattr(self.backbone, "plan", backbones.Plan())
+        size, stride = (height, width), self.backbone.strides[finest]
+        if finest == 0 or plan.multiple > 1:  # the map may reach beyond the image
+            size = [max(n * stride, m) for n, m in zip(maps[finest].shape[-2:], size, strict=True)]
+        hidden = self.head.shared(maps)
 
         def at_full_size(logits):
             return F.interpolate(logits, size, mode="bilinear", align_corners=False)[..., :height, :width]

@@ -5,10 +5,11 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 import daynight
 from daynight.models import backbones
-from daynight.models.deeplab import DeepLabV2
+from daynight.models.deeplab import HEADS, DeepLabV2, joined
 from daynight.models.hub import save_model
 from daynight.models.perceptual import FeatureNetwork
 
@@ -36,7 +37,7 @@ def random_images(*shape):
 
 
 def only_map(features):
-    return features[-1] if isinstance(features, list) else features
+    return joined(features) if isinstance(features, list) else features
 
 
 def timms_own(name, images):
@@ -50,7 +51,7 @@ def timms_own(name, images):
         return torch.cat(maps, 1)
     torch.manual_seed(0)
     features = timm.create_model(name, features_only=True, **plan.options).eval()(images)[-1]
-    return features.permute(0, 3, 1, 2) if features.shape[1] != plan.channels else features
+    return features.permute(0, 3, 1, 2) if features.shape[1] != sum(plan.channels) else features
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
@@ -58,12 +59,13 @@ def test_a_network_of_timm_is_a_backbone(name, tmp_path):
     torch.manual_seed(0)
     model = DeepLabV2(["a", "b"], [(0, 0, 0), (9, 9, 9)], name, 16, 4, size="native", pretrained=False).train()
     plan = backbones.plan(name, 16)
-    assert model.config["output_stride"] == model.backbone.output_stride == plan.stride
+    stride, channels = plan.strides[-1], sum(plan.channels)
+    assert model.config["output_stride"] == model.backbone.strides[-1] == stride
     for size in ((67, 131), (64, 64), (224, 320)):
         features = only_map(model.backbone(random_images(*size)))
-        assert features.shape[1] == plan.channels
+        assert features.shape[1] == channels
         for length, side in zip(features.shape[2:], size, strict=True):
-            assert length in (side // plan.stride, -(-side // plan.stride))
+            assert length in (side // stride, -(-side // stride))
         logits = model(random_images(*size))
         assert logits.shape == (1, 2, *size)
         logits.square().mean().backward()
@@ -105,7 +107,7 @@ def test_a_padded_map_is_laid_over_the_image_without_a_shift():
     """The map of 67 pixels at stride 16 reaches to 80: its middle is not the image's."""
     model = DeepLabV2(["a"], [(0, 0, 0)], "test_vit", 16, 1, size="native", pretrained=False).eval()
     model.head = nn.Module()
-    model.head.dilated = lambda features: [features]
+    model.head.finest, model.head.shared = -1, lambda maps: maps
     model.head.classify = lambda hidden: torch.arange(5.0).view(1, 1, 5, 1).expand(1, 1, 5, 5)
     rows = model(random_images(67, 80))[0, 0, :, 0]
     assert torch.allclose(rows[8:67], (torch.arange(8.0, 67) - 7.5) / 16)
@@ -117,3 +119,44 @@ def test_layers_of_any_of_them_are_features():
         assert features.isfinite().all() and features.ndim in (3, 4)
     with pytest.raises(ValueError, match=r"test_vit has no layer 'block.1'; it has blocks.1"):
         FeatureNetwork("test_vit", ("block.1",), pretrained=False)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "test_resnet", "test_vit", "test_convnext", "test_maxvit"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_on_every_kind_of_backbone(name, head, tmp_path):
+    torch.manual_seed(0)
+    model = DeepLabV2(["a", "b"], [(0, 0, 0)] * 2, name, 16, 4, size="native", head=head, pretrained=False).train()
+    for size in ((67, 131), (64, 64)):
+        dropout = [torch.Generator().manual_seed(1)]
+        logits, dropped = model(random_images(*size), dropout=dropout)
+        assert logits.shape == dropped.shape == (1, 2, *size) and not torch.equal(logits, dropped)
+        (logits + dropped).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    save_model(model, tmp_path / "model")
+    loaded = daynight.load_segmenter(str(tmp_path / "model"))
+    assert loaded(Image.new("RGB", (50, 33), (90, 120, 60))).shape == (33, 50)
+    assert type(loaded.model.head) is HEADS[head]
+
+
+def test_fused_maps_lie_over_one_another():
+    """Independent sum: of maps that hold each place's row and column in the image, every map says the same."""
+    model = DeepLabV2(["a"], [(0, 0, 0)], "test_resnet", 32, 1, size="native", head="fuse", pretrained=False).eval()
+    height, width = 160, 224
+    assert model.backbone.strides[0] < model.backbone.strides[-1]
+    rows = torch.arange(float(height)).view(1, 1, -1, 1).expand(1, 1, height, width)
+    maps = [F.avg_pool2d(rows, stride).expand(1, c, -1, -1) for c, stride in zip(*sizes(model), strict=True)]
+    for lateral in [*model.head.lateral, model.head.classes]:
+        nn.init.constant_(lateral.weight, 1 / lateral.in_channels)
+        nn.init.zeros_(lateral.bias)
+    found = model(torch.zeros(1, 3, height, width), features=maps)[0, 0] / len(maps)
+    # at the border the coarsest map has no neighbour to interpolate with
+    assert torch.allclose(found[20:-20], rows[0, 0, 20:-20], atol=1e-3)
+
+
+def sizes(model):
+    return model.backbone.channels, model.backbone.strides
+
+
+def test_a_plain_transformer_gives_four_maps_and_vgg_one():
+    for name, stages, strides in (("test_vit", 4, (16,) * 4), ("vgg16", 4, (8,)), ("test_resnet", 4, (4, 8, 16, 32))):
+        assert backbones.backbone(name, 32, stages, pretrained=False).strides == strides

@@ -15,7 +15,8 @@ from test_cli import clean, daynight, shell  # noqa: F401 (clean is a fixture)
 
 from daynight.config import SegTrainOptions, TranslateTrainOptions
 from daynight.models.deeplab import DeepLabV2
-from daynight.segmentation import groups
+from daynight.models.ema import EMA
+from daynight.segmentation import groups, student_terms
 
 SMALL = "--day day --night dark --size native --crop 32 --batch-size 2 --validate-every 0"
 SEG = f"seg-train {SMALL} --head-width 8 --ssl --ssl-start 0 --translator darken --rho 0.01,0.05"
@@ -117,6 +118,30 @@ def test_a_frozen_backbone_stays_as_it_was(home):
     assert len(kept) > 20 and all(torch.equal(x, given[name.split(".model.")[1]]) for name, x in kept.items())
     optimised = [name for name in state(home / "run", 2) if name.startswith("optimizer") and name.endswith("exp_avg")]
     assert len(optimised) == len(teacher) - len(kept)
+
+
+def test_a_frozen_backbone_looks_once_for_student_and_teacher():
+    torch.manual_seed(0)
+    student = DeepLabV2(["a", "b"], [(0, 0, 0)] * 2, "test_resnet", 16, 8, head="fuse", pretrained=False)
+    student.backbone.requires_grad_(False)
+    student.train()
+    teacher, looks = EMA(student, 0.9).model, []
+    assert all(a is b for a, b in zip(student.backbone.parameters(), teacher.backbone.parameters(), strict=True))
+    for network in (student, teacher):
+        network.backbone.register_forward_hook(lambda module, images, maps: looks.append(len(images[0])))
+    batch = {name: torch.rand(2, 3, 32, 32) * 2 - 1 for name in ("day", "fake_day", "strong_night", "weak_night")}
+    batch["labels"] = torch.randint(2, (2, 32, 32))
+    noisy = {"fake_day": "day", "strong_night": "weak_night"}
+    found = {}
+    for frozen in (False, True):
+        looks.clear()
+        dropout = [torch.Generator().manual_seed(i) for i in range(4)]
+        terms, taught = student_terms(
+            student, teacher, batch, ["day", "fake_day"], noisy, None, dropout, 0.1, 10.0, frozen
+        )
+        found[frozen] = torch.stack([*terms.values(), *(target.sum() for target, _ in taught.values())])
+        assert sum(looks) == (8 if frozen else 6 + 4)
+    assert torch.allclose(found[True], found[False], rtol=1e-5) and found[True].requires_grad
 
 
 def test_what_is_asked_of_a_backbone_holds_for_one_that_was_trained_before(home):
