@@ -163,6 +163,9 @@ class TranslateTrainOptions(TrainingOptions):
     lambda_feature: float = Optimisation(1.0, "Weight of Eq. 10; 0: no network is loaded.", min=0, max=1e6)
     lr_drop: float = Optimisation(1 / 7, "Fraction of the steps after which --lr is halved.", min=0, max=1)
     history: int = Optimisation(50, "Translations kept to show to D again (CycleGAN); 0: none.", min=0)
+    graph: bool = Advanced(
+        True, "Run steps as CUDA graphs, on one GPU: it waits less for the host.", off="--no-graph", free=True
+    )
     keep_best: Literal["kid", "none"] = Output("kid", "What chooses best/: kid, the distance to real nights.")
 
     def __post_init__(self):

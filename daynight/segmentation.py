@@ -108,7 +108,6 @@ def train(options: SegTrainOptions) -> None:
     # with Eq. 15 a step takes about twice the arithmetic
     cost = lambda step: 1.9 if step >= draw.ssl_start else 1.0  # noqa: E731
     for step, batch in run.steps(loader, checkpoint, validation, cache, cost):
-        batch = {name: tensor.to(run.device, non_blocking=True) for name, tensor in batch.items()}
         if translator:
             with torch.no_grad():
                 batch |= {f"fake_{name}": translator(batch[name]) for name in days if name in batch}
