@@ -186,7 +186,7 @@ class TranslateOptions(Options):
     out: str = Output(..., "Folder to write; it gets the same tree.")
     size: str | None = Output(None, "Size to write: 512, 512x1024, native; default: the input's.", callback=check_size)
     link: bool = Output(False, "Hard links to the labels, not copies: an edit of one changes both.")
-    batch_size: int = Advanced(1, "Images of one size at once.", min=1, max=1024)
+    batch_size: int | None = Advanced(None, "Images of one size at once; default: 1; GPU: 4.", min=1, max=1024)
 
 
 @dataclass(kw_only=True)
@@ -249,7 +249,7 @@ class InferenceOptions(Options):
         "1", "Average predictions at these factors of the size, as 0.75,1,1.25.", callback=check_factors
     )
     flip: bool = Model(False, "Average the prediction with that of the mirrored image.")
-    batch_size: int | None = Advanced(None, "Images at once; default: one a core, at most 8; GPU: 2.", min=1, max=1024)
+    batch_size: int | None = Advanced(None, "Images at once; default: one a core, at most 8; GPU: 4.", min=1, max=1024)
 
 
 @dataclass(kw_only=True)

@@ -50,7 +50,7 @@ def twice(function):
     [
         (check_translator, [(losses, name) for name in ("cycle", "feature", "adversarial_discriminator")]),
         (check_segmentation, [(losses, "cross_entropy"), (losses, "consistency"), (benchmark, "drawn_twice")]),
-        (check_translate, [(inference, "to_image")]),
+        (check_translate, [(inference, "to_levels")]),
     ],
 )
 def test_the_references_do_the_same_work(check, broken, tmp_path, monkeypatch):
@@ -62,8 +62,8 @@ def test_the_references_do_the_same_work(check, broken, tmp_path, monkeypatch):
                 patch.setattr(
                     benchmark.OurSegmentation, "follow", lambda self: self.student.head.fc8[0].bias.data[0].add_(1)
                 )
-            elif name == "to_image":
-                patch.setattr(module, name, lambda tensor, of=inference.to_image: of(-tensor))
+            elif name == "to_levels":
+                patch.setattr(module, name, lambda tensor, of=inference.to_levels: of(-tensor))
             else:
                 patch.setattr(module, name, twice(getattr(module, name)))
             with pytest.raises(SystemExit, match="differ by"):
