@@ -115,6 +115,32 @@ def test_a_run_on_toy_networks(tmp_path, capsys, monkeypatch):
     assert ours["gflop"] < 0.85 * plain["gflop"]
 
 
+def test_the_rows_of_a_gpu_on_a_cpu(tmp_path, capsys, monkeypatch):
+    """All but CUDA itself, with the table for benchmark.md; what the time does not suffice for is named."""
+    monkeypatch.setattr(benchmark, "roof", lambda *_: {"gemm": 50.0, "conv": 100.0})
+    monkeypatch.setattr(benchmark, "feature_network", lambda device: vgg())
+    words = ["--gpu", "--quick", "--small", "4", "1", "--rounds", "1", "--json", str(tmp_path / "gpu.json")]
+    benchmark.main([*words, "--rows", "translator", "ssl", "translate", "captured", "scoring"])
+    result, shown = json.loads((tmp_path / "gpu.json").read_text()), capsys.readouterr().out
+    assert len(result["rows"]) == 4 and result["left out"] == {}
+    names = [[(v["variant"], v["precision"]) for v in row["variants"]] for row in result["rows"]]
+    plain = [("plain", "no"), ("plain", "bf16")]
+    assert names[0] == plain + [(name, p) for p in ("no", "bf16") for name in ("ours", "ours, captured")]
+    assert names[1] == [*plain, ("ours", "no"), ("ours", "bf16")] and ("ours, tiles", "bf16") in names[2]
+    for row in result["rows"]:
+        for v in row["variants"]:
+            assert f"| {row['work']} | {v['variant']} | {v['precision']} |" in shown
+            assert v["seconds"] > 0 and v["launches"] == v["waits"] == 0 and v["peak"] is None
+    assert [(x["eager"], x["captured"]) for x in result["captured"]] == [
+        (0, 0)
+    ] * 2 and "captured ones 0.0e+00" in shown
+    benchmark.main([*words[:-2], "--minutes", "0"])
+    assert "translator8: not reached in 0 minutes" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device; with --quick"):
+        benchmark.main(["--gpu"])
+
+
 @pytest.mark.slow
 def test_growth(tmp_path, capsys):
     """Each in a process of its own, whose memory is not that of this one."""
