@@ -547,7 +547,9 @@ def segmentation_row(given, device, precisions) -> Row:
 
 
 def translate_row(given, device, precisions, folder: Path) -> Row:
-    size, count = ((128, 256), 4) if given.quick else ((512, 1024), 300 if given.gpu else 2)
+    size, count = ((512, 1024), 300 if given.gpu else 2)
+    if given.quick:
+        size, count = ((64, 128), 2) if given.small else ((128, 256), 4)
     width, blocks = given.small or (64, 9)
     check_translate(folder / "check", device)
     paths = images_in(folder / "in", count, size)
