@@ -163,6 +163,9 @@ class TranslateTrainOptions(TrainingOptions):
     lambda_feature: float = Optimisation(1.0, "Weight of Eq. 10; 0: no network is loaded.", min=0, max=1e6)
     lr_drop: float = Optimisation(1 / 7, "Fraction of the steps after which --lr is halved.", min=0, max=1)
     history: int = Optimisation(50, "Translations kept to show to D again (CycleGAN); 0: none.", min=0)
+    graph: bool = Advanced(
+        True, "Run steps as CUDA graphs, on one GPU: it waits less for the host.", off="--no-graph", free=True
+    )
     keep_best: Literal["kid", "none"] = Output("kid", "What chooses best/: kid, the distance to real nights.")
 
     def __post_init__(self):
@@ -183,7 +186,7 @@ class TranslateOptions(Options):
     out: str = Output(..., "Folder to write; it gets the same tree.")
     size: str | None = Output(None, "Size to write: 512, 512x1024, native; default: the input's.", callback=check_size)
     link: bool = Output(False, "Hard links to the labels, not copies: an edit of one changes both.")
-    batch_size: int = Advanced(1, "Images of one size at once.", min=1, max=1024)
+    batch_size: int | None = Advanced(None, "Images of one size at once; default: 1; GPU: 4.", min=1, max=1024)
 
 
 @dataclass(kw_only=True)
@@ -247,7 +250,7 @@ class InferenceOptions(Options):
         "1", "Average predictions at these factors of the size, as 0.75,1,1.25.", callback=check_factors
     )
     flip: bool = Model(False, "Average the prediction with that of the mirrored image.")
-    batch_size: int | None = Advanced(None, "Images at once; default: one a core, at most 8; GPU: 2.", min=1, max=1024)
+    batch_size: int | None = Advanced(None, "Images at once; default: one a core, at most 8; GPU: 4.", min=1, max=1024)
 
 
 @dataclass(kw_only=True)

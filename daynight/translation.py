@@ -25,6 +25,7 @@ from daynight.reports.previews import tensor_grid
 from daynight.system.errors import InputError
 from daynight.training.checkpoint import Checkpoint
 from daynight.training.dry_run import check_files
+from daynight.training.graphs import Captured, recorder
 from daynight.training.run import Run
 from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out
 
@@ -111,6 +112,43 @@ def discriminator_terms(day, night, fake_day, fake_night, discriminators, option
     }
 
 
+class Step:
+    """The halves of a step. Each is a function of tensors of fixed shapes and of numbers, as `Captured` wants it."""
+
+    def __init__(self, accelerator, generators, discriminators, optimizers, averages, features, options):
+        self.accelerator, self.averages, self.features, self.options = accelerator, averages, features, options
+        self.plain_generators, self.plain_discriminators = generators, discriminators
+        prepared = accelerator.prepare(generators, discriminators, *optimizers)
+        self.generators, self.discriminators, self.generator_optimizer, self.discriminator_optimizer = prepared
+
+    def generate(self, day, night, step, rate):
+        """Eq. 11, 13: update the generators at the learning rate `rate`, then their averages, for the `step`-th time.
+        Returns fake_night and fake_day, and the terms."""
+        self.plain_discriminators.requires_grad_(False)
+        translated = self.generators(day, night)
+        with self.accelerator.autocast():
+            terms = generator_terms(day, night, translated, self.plain_discriminators, self.features, self.options)
+        self.update(self.plain_generators, self.generator_optimizer, terms, rate)
+        for name, average in self.averages.items():
+            average.update(getattr(self.plain_generators, name), step)
+        return tuple(x.detach() for x in translated[:2]), {name: x.detach() for name, x in terms.items()}
+
+    def discriminate(self, day, night, fake_day, fake_night, rate):
+        """Eq. 4: update the discriminators, which are shown these translations. Returns the terms."""
+        self.plain_discriminators.requires_grad_(True)
+        terms = discriminator_terms(day, night, fake_day, fake_night, self.discriminators, self.options)
+        self.update(self.plain_discriminators, self.discriminator_optimizer, terms, rate)
+        return {name: x.detach() for name, x in terms.items()}
+
+    def update(self, networks: nn.Module, optimizer, terms: dict, rate) -> None:
+        optimizer.zero_grad()
+        self.accelerator.backward(sum(terms.values()))
+        for network in networks.children():
+            self.accelerator.clip_grad_norm_(network.parameters(), CLIP)
+        optimizer.param_groups[0].update(lr=rate, capturable=isinstance(rate, torch.Tensor))
+        optimizer.step()
+
+
 def train(options: TranslateTrainOptions) -> None:
     """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
     run, root = Run(options), Path(options.data_root)
@@ -148,43 +186,20 @@ def train(options: TranslateTrainOptions) -> None:
     if options.compile:
         for network in (*generators.children(), *discriminators.children()):
             network.compile()
-    accelerator, plain_generators, plain_discriminators = run.accelerator, generators, discriminators
-    generators, discriminators, generator_optimizer, discriminator_optimizer = accelerator.prepare(
-        generators, discriminators, generator_optimizer, discriminator_optimizer
-    )
+    optimizers = generator_optimizer, discriminator_optimizer
+    parts = Step(run.accelerator, generators, discriminators, optimizers, averages, features, options)
+    on_graph = recorder(run.accelerator, options.graph)
+    generate, discriminate = Captured(parts.generate, on_graph), Captured(parts.discriminate, on_graph)
     loader = batches(draw, options.seed, range(run.first, run.total), run.slots, run.workers, skipped)
     for step, batch in run.steps(loader, checkpoint, validation, cache):
-        day, night = batch["day"].to(run.device), batch["night"].to(run.device)
-        for optimizer in (generator_optimizer, discriminator_optimizer):
-            halved = step >= options.lr_drop * run.total
-            optimizer.param_groups[0]["lr"] = options.lr / 2 if halved else options.lr
-
-        # generators: Eq. 11
-        plain_discriminators.requires_grad_(False)
-        translated = generators(day, night)
-        with accelerator.autocast():
-            terms = generator_terms(day, night, translated, plain_discriminators, features, options)
-        generator_optimizer.zero_grad()
-        accelerator.backward(sum(terms.values()))
-        for model in plain_generators.children():
-            accelerator.clip_grad_norm_(model.parameters(), CLIP)
-        generator_optimizer.step()
-
+        day, night = batch["day"], batch["night"]
+        rate = options.lr / 2 if step >= options.lr_drop * run.total else options.lr
+        # generators: Eq. 11, and their averages: Eq. 13
+        (fake_night, fake_day), terms = generate(day, night, step, rate)
         # discriminators: Eq. 4
-        plain_discriminators.requires_grad_(True)
         draws = [generator(options.seed, step, f"history {slot}") for slot in run.slots]
-        fake_night, fake_day, *_ = translated
         shown = day_history.exchange(fake_day, draws), night_history.exchange(fake_night, draws)
-        d_terms = discriminator_terms(day, night, *shown, discriminators, options)
-        discriminator_optimizer.zero_grad()
-        accelerator.backward(sum(d_terms.values()))
-        for model in plain_discriminators.children():
-            accelerator.clip_grad_norm_(model.parameters(), CLIP)
-        discriminator_optimizer.step()
-
-        # averages: Eq. 13
-        for name, average in averages.items():
-            average.update(getattr(plain_generators, name), step)
+        d_terms = discriminate(day, night, *shown, rate)
         run.log(step, **terms, **d_terms, **validation(step))
         if run.due(step):
             run.preview(step, preview(averaged, day, night))

@@ -1,12 +1,18 @@
 """Time daynight beside plain forms of the code that its peers run; count the arithmetic and the share of the roof.
 
     OMP_NUM_THREADS=1 taskset -c 0 python examples/benchmark.py [--quick] [--rows ROW …] [--json FILE]
+    python examples/benchmark.py --gpu --json gpu.json
 
 Variants run in turns in one process (A B C A B C …). Times are medians, and ratios are medians over rounds. If others
 use the machine too, trust the ratio in CPU time. torch.utils.flop_counter counts the FLOPs of convolutions and matrix
 products, two for each multiplication. The roof is the fastest convolution found here in the same precision. bf16 is
 left out if it is slow on this machine, unless --precision asks for it. If there is a GPU, everything runs on it.
 --quick uses 128×128, small images and few rounds: it shows that all works, and its figures are not for quoting.
+
+--gpu times all rows on one GPU within --minutes: reference and ours in fp32 and bf16, our translator also as CUDA
+graphs. It also counts launches and waits of the host and memory beyond the weights, and trains 50 steps twice eagerly
+and once captured to compare weights. It prints the table of benchmark.md and names what the time did not suffice for.
+--gpu --quick runs the same paths on a CPU, without graphs.
 
 The references ("plain") do here what the peers do: the original CycleGAN's step, one forward for each view, PIL in a
 loop, cityscapesScripts' matrix in Python. Each is compared with ours on the same weights before anything is timed.
@@ -23,10 +29,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -36,6 +42,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from daynight.config import SegTrainOptions, TranslateTrainOptions, numbers
@@ -54,8 +61,9 @@ from daynight.models.perceptual import FeatureNetwork
 from daynight.segmentation import student_terms
 from daynight.system.console import say, show
 from daynight.system.files import write_json
+from daynight.training.graphs import WARM_UP, Captured, Recorder
 from daynight.training.run import ramp
-from daynight.translation import CLIP, Discriminators, Generators, History, discriminator_terms, generator_terms
+from daynight.translation import Discriminators, Generators, History, Step
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 CLASSES = [(f"class {i}", (i, i, i)) for i in range(19)]
@@ -200,56 +208,57 @@ class PlainTranslator:
         return terms
 
 
+class Machine:
+    """What a step and `inference` use of an Accelerator."""
+
+    clip_grad_norm_ = staticmethod(nn.utils.clip_grad_norm_)
+
+    def __init__(self, device, precision: str):
+        self.device, self.autocast = device, autocast(device, precision)
+
+    def prepare(self, *parts):
+        for part in parts:
+            if isinstance(part, nn.Module):
+                part.forward = self.wrapped(part.forward)
+        return parts
+
+    def wrapped(self, forward: Callable) -> Callable:
+        def call(*images):
+            with self.autocast():
+                results = forward(*images)
+            return tree_map(torch.Tensor.float, results)
+
+        return call
+
+    def backward(self, loss) -> None:
+        loss.backward()
+
+
 class OurTranslator:
-    """A step of `daynight.translation.train`, made of its own parts."""
+    """A step of `daynight.translation.train`, of its own parts. `captured`: as CUDA graphs, where there is a GPU."""
 
     def __init__(
-        self,
-        features: FeatureNetwork | None,
-        precision: str,
-        device,
-        width: int,
-        blocks: int,
-        upsample="bilinear",
-        gan="bce",
-    ):
+        self, features: FeatureNetwork | None, precision: str, device, width: int, blocks: int, upsample="bilinear",
+        gan="bce", captured=False,
+    ):  # fmt: skip
         self.options = TranslateTrainOptions(gan=gan)
-        self.features, self.autocast = features, autocast(device, precision)
         self.generators = Generators(*(Generator(blocks, width, upsample) for _ in range(2))).to(device)
         self.discriminators = Discriminators(width).to(device)
-        self.averages = {n: EMA(m, self.options.ema_decay) for n, m in self.generators.named_children()}
+        averages = {n: EMA(m, self.options.ema_decay) for n, m in self.generators.named_children()}
+        networks = self.generators, self.discriminators
         adam = dict(lr=self.options.lr, betas=(0.5, 0.999), fused=True)
-        self.optimizer_g = torch.optim.Adam(self.generators.parameters(), **adam)
-        self.optimizer_d = torch.optim.Adam(self.discriminators.parameters(), **adam)
+        optimizers = [torch.optim.Adam(network.parameters(), **adam) for network in networks]
+        parts = Step(Machine(device, precision), *networks, optimizers, averages, features, self.options)
+        graph = Recorder() if captured and device.type == "cuda" else None
+        self.generate, self.discriminate = Captured(parts.generate, graph), Captured(parts.discriminate, graph)
         self.history = {name: History(self.options.history) for name in ("day", "night")}
         self.step = 0
 
-    def update(self, loss, optimizer, models) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        for model in models:
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-
     def __call__(self, day, night) -> dict[str, torch.Tensor]:
-        options, discriminators = self.options, self.discriminators
-        discriminators.requires_grad_(False)
-        with self.autocast():
-            translated = self.generators(day, night)
-            terms = generator_terms(day, night, translated, discriminators, self.features, self.options)
-        self.update(sum(terms.values()), self.optimizer_g, self.generators.children())
-
-        discriminators.requires_grad_(True)
+        (fake_night, fake_day), terms = self.generate(day, night, self.step, self.options.lr)
         draws = [generator(0, self.step, f"history {slot}") for slot in range(len(day))]
-        fake_night, fake_day, *_ = translated
-        shown_day, shown_night = (
-            self.history[n].exchange(x, draws) for n, x in (("day", fake_day), ("night", fake_night))
-        )
-        with self.autocast():
-            d_terms = discriminator_terms(day, night, shown_day, shown_night, discriminators, options)
-        self.update(sum(d_terms.values()), self.optimizer_d, discriminators.children())
-        for name, average in self.averages.items():
-            average.update(getattr(self.generators, name), self.step)
+        shown = [self.history[n].exchange(x, draws) for n, x in (("day", fake_day), ("night", fake_night))]
+        d_terms = self.discriminate(day, night, *shown, self.options.lr)
         self.step += 1
         return terms | d_terms
 
@@ -341,11 +350,11 @@ def plain_translate(model, paths: list[Path], out: Path, device) -> None:
             Image.fromarray(result.permute(1, 2, 0).cpu().numpy()).save(out / path.name)
 
 
-def our_translate(model, paths: list[Path], out: Path, machine) -> None:
-    """Translate as `daynight translate --whole` does."""
+def our_translate(model, paths: list[Path], out: Path, machine, crop=None) -> None:
+    """Translate as `daynight translate` does, with --whole or in tiles of `crop`."""
     threads = inference.reading_threads(None, machine)
     with Writer() as writer:
-        for i, _, image in inference.translations(model, Images(paths), "native", None, 1, machine, threads):
+        for i, _, image in inference.translations(model, Images(paths), "native", crop, None, machine, threads):
             writer.save(image, out / paths[i].name)
 
 
@@ -364,19 +373,18 @@ def plain_score(logits, labels: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def our_score(logits, image: Image.Image, labels: np.ndarray, machine) -> torch.Tensor:
-    """Score a network's logits as `daynight eval` does."""
-    ((_, _, predictions, _),) = inference.segment(lambda _: logits, [image], "1x1", 1, machine, 0)
-    return confusion_matrix(torch.from_numpy(labels).to(predictions.device), predictions, len(CLASSES))
+def our_score(logits, image: Image.Image, labels: np.ndarray, machine, count: int = 1) -> torch.Tensor:
+    """Score a network's logits, `count` times, as `daynight eval` does."""
+    total, model = 0, lambda images: logits.expand(len(images), *logits.shape[1:])
+    for _, _, predictions, _ in inference.segment(model, [image] * count, "1x1", None, machine, 0):
+        truth = torch.from_numpy(labels).to(predictions.device)
+        total = total + confusion_matrix(truth, predictions, len(CLASSES))
+    return total
 
 
 def autocast(device, precision: str) -> Callable:
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def place(device, precision: str):
-    """The part of an accelerator that `inference` uses."""
-    return SimpleNamespace(device=device, autocast=autocast(device, precision))
+    cached = device.type != "cuda"  # as in trainings
+    return lambda: torch.autocast(device.type, torch.bfloat16, precision == "bf16", cached)
 
 
 def drawn(size: tuple[int, int], seed: int) -> Image.Image:
@@ -391,7 +399,10 @@ def images_in(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
     folder.mkdir(parents=True)
     paths = [folder / f"{i:05}.png" for i in range(count)]
     for i, path in enumerate(paths):
-        drawn(size, i).save(path)
+        if i < 64:
+            drawn(size, i).save(path)
+        else:
+            os.link(paths[i % 64], path)
     return paths
 
 
@@ -472,7 +483,7 @@ def check_translate(folder: Path, device) -> None:
     copy_weights(ours, plain)
     paths = images_in(folder / "in", 2, (64, 96))
     plain_translate(plain, paths, folder / "plain", device)
-    our_translate(ours, paths, folder / "ours", place(device, "no"))
+    our_translate(ours, paths, folder / "ours", Machine(device, "no"))
     for path in paths:
         a, b = (np.asarray(open_image(folder / name / path.name)).astype(int) for name in ("plain", "ours"))
         agree("translate", np.abs(a - b).max() > 1, 0, 0)  # rounding may differ by a level
@@ -488,51 +499,70 @@ def feature_network(device) -> FeatureNetwork:
     return FeatureNetwork(pretrained=False).to(device)  # random weights take as long
 
 
-def translator_row(with_features: bool, given, device, precisions) -> Row:
-    side, size = (128 if given.quick else 256), given.small or (64, 9)
+def plains(run: Callable, given, device) -> list[Variant]:
+    """The reference in fp32; with --gpu also in bf16."""
+
+    def in_bf16():
+        with autocast(device, "bf16")():
+            run()
+
+    return [Variant("plain", run)] + [Variant("plain", in_bf16, "bf16")] * given.gpu
+
+
+def translator_row(with_features: bool, given, device, precisions, batch: int = 1) -> Row:
+    side, size = given.side, given.small or (64, 9)
     features = feature_network(device) if with_features else None
     check_translator(features, device)
-    day, night = torch.rand(2, 1, 3, side, side, device=device) * 2 - 1
+    day, night = torch.rand(2, batch, 3, side, side, device=device) * 2 - 1
     plain = PlainTranslator(features, 0 if with_features else 0.5, device, *size)
-    variants = [Variant("plain", lambda: plain(day, night))]
+    variants = plains(lambda: plain(day, night), given, device)
     goals = {"no": 1.0, "bf16": 1.7} if with_features else {"bf16": 2.6}
     for precision in precisions:
-        ours = OurTranslator(features, precision, device, *size)
-        goal = goals.get(precision) if device.type == "cpu" else 3 if with_features else 4
-        variants.append(Variant("ours", lambda ours=ours: ours(day, night), precision, goal=goal))
+        for captured in (False, True)[: 1 + given.gpu]:
+            ours = OurTranslator(features, precision, device, *size, captured=captured)
+            goal = (4 if batch == 1 else 1.8) if captured else None if given.gpu else goals.get(precision)
+            name = "ours, captured" if captured else "ours"
+            variants.append(Variant(name, lambda ours=ours: ours(day, night), precision, goal=goal))
     against = "original without identity loss + naive VGG loss" if with_features else "original with identity loss"
-    return Row(f"translator step {'with' if with_features else 'without'} feature loss, {side}²", against, variants)
+    of = f"{'with' if with_features else 'without'} feature loss, {side}²" + f", batch {batch}" * (batch > 1)
+    return Row(f"translator step {of}", against, variants)
 
 
 def segmentation_row(given, device, precisions) -> Row:
-    side, size = (128 if given.quick else 256), (1 if given.quick or device.type == "cpu" else 8)
+    side, size = given.side, (1 if given.quick or not given.gpu else 8)
     small = {"backbone": "test_resnet", "hidden": 8} if given.small else {}
     student = DeepLabV2(*zip(*CLASSES, strict=True), **small, pretrained=False)
     check_segmentation(
         student if given.small else DeepLabV2(*zip(*CLASSES, strict=True), "test_resnet", hidden=8), device
     )
     batch, plain = views(size, side, device), PlainSegmentation(student, "no", device)
-    variants = [Variant("plain", lambda: plain(batch))]
+    variants = plains(lambda: plain(batch), given, device)
+    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+    laid = {name: x.to(memory_format=layout) if x.ndim == 4 else x for name, x in batch.items()}  # as in trainings
     for precision in precisions:
         ours = OurSegmentation(student, precision, device)
-        goal = {"no": 1.18, "bf16": 2.5}[precision] if device.type == "cpu" else 2.5
-        variants.append(Variant("ours", lambda ours=ours: ours(batch), precision, goal=goal))
+        goal = 3 if given.gpu else {"no": 1.18, "bf16": 2.5}[precision]
+        variants.append(Variant("ours", lambda ours=ours: ours(laid), precision, goal=goal))
     return Row(f"SSL step, batch {size}, {side}²", "one forward a view", variants)
 
 
 def translate_row(given, device, precisions, folder: Path) -> Row:
-    size, count = ((128, 256), 4) if given.quick else ((512, 1024), 2 if device.type == "cpu" else 64)
+    size, count = ((512, 1024), 300 if given.gpu else 2)
+    if given.quick:
+        size, count = ((64, 128), 2) if given.small else ((128, 256), 4)
     width, blocks = given.small or (64, 9)
     check_translate(folder / "check", device)
     paths = images_in(folder / "in", count, size)
     plain = plain_generator(width, blocks).to(device)
-    variants = [Variant("plain", lambda: plain_translate(plain, paths, folder / "plain", device), items=count)]
+    few = paths[:30]  # which take seconds
+    variants = [Variant("plain", lambda: plain_translate(plain, few, folder / "plain", device), items=len(few))]
     ours = Generator(blocks, width).to(device)
     for precision in precisions:
-        machine = place(device, precision)
-        run = lambda machine=machine: our_translate(ours, paths, folder / "ours", machine)  # noqa: E731
-        goal = 20 if device.type == "cuda" else {"bf16": 2.4}.get(precision)
-        variants.append(Variant("ours", run, precision, count, goal))
+        machine = Machine(device, precision)
+        for crop in (None, (given.side, given.side))[: 1 + given.gpu]:
+            run = lambda machine=machine, crop=crop: our_translate(ours, paths, folder / "ours", machine, crop)  # noqa: E731
+            goal = 20 if given.gpu else {"bf16": 2.4}.get(precision)
+            variants.append(Variant("ours, tiles" if crop else "ours", run, precision, count, goal))
     return Row(f"translate {size[0]}×{size[1]}, end to end", "batch 1, serial, default PNG", variants)
 
 
@@ -542,12 +572,12 @@ def scoring_row(given, device) -> Row:
     labels = np.random.default_rng(0).integers(0, 20, (height // 16, width // 16), np.uint8)
     labels[labels == 19] = 255
     labels = labels.repeat(16, 0).repeat(16, 1)
-    image, machine = Image.new("RGB", (width, height)), place(device, "no")
+    image, machine = Image.new("RGB", (width, height)), Machine(device, "no")
     agree("scoring", plain_score(logits, labels), our_score(logits, image, labels, machine), 1e-4)
-    goal = 2 if device.type == "cpu" else 20
+    count = 8 if given.gpu else 1
     variants = [
         Variant("plain", lambda: plain_score(logits, labels)),
-        Variant("ours", lambda: our_score(logits, image, labels, machine), goal=goal),
+        Variant("ours", lambda: our_score(logits, image, labels, machine, count), "no", count, 6 if given.gpu else 2),
     ]
     return Row(f"scoring {width}×{height}, logits to matrix", "interpolate, argmax, Python matrix", variants)
 
@@ -596,6 +626,7 @@ def loader_row(given, folder: Path) -> Row:
 def rows(given, device, precisions, folder: Path) -> dict[str, Callable[[], Row]]:
     return {
         "translator": lambda: translator_row(True, given, device, precisions),
+        "translator8": lambda: translator_row(True, given, device, precisions, 2 if given.quick else 8),
         "original": lambda: translator_row(False, given, device, precisions),
         "ssl": lambda: segmentation_row(given, device, precisions),
         "translate": lambda: translate_row(given, device, precisions, folder / "translate"),
@@ -604,21 +635,32 @@ def rows(given, device, precisions, folder: Path) -> dict[str, Callable[[], Row]
     }
 
 
-def measured(row: Row, rounds: int, device, roofs: dict, profiled: bool) -> dict:
-    """Measure time per item in s, by the clock and of the CPU; GFLOP per item; GFLOP/s, also as a share of the roof."""
-    flops, shares = {}, {}
+def measured(row: Row, rounds: int, device, roofs: dict, profiled: bool, gpu=False, until=float("inf")) -> dict:
+    """Measure time per item in s, by the clock and of the CPU; GFLOP per item; GFLOP/s, also as a share of the roof.
+
+    `gpu`: also what `counts_of` gives; short runs are repeated for half a second. No round begins after `until`."""
+    flops, more, repeats = {}, {}, {}
     times, cpu = ({i: [] for i in range(len(row.variants))} for _ in range(2))
     for i, variant in enumerate(row.variants):  # this warms up as well
-        with FlopCounterMode(display=False) as counter:
+        with watched_memory(device) as peak, FlopCounterMode(display=False) as counter:
             variant.run()
         flops[i] = counter.get_total_flops() / variant.items / 1e9
-        if profiled:
-            shares[i] = profile_of(variant.run, device)
+        more[i] = {"profile": profile_of(variant.run, device)} if profiled else {}
+        if gpu:
+            if variant.items == 1:
+                with watched_memory(device) as peak:
+                    for _ in range(WARM_UP + 1):
+                        variant.run()
+            more[i] |= counts_of(variant, device) | {"peak": peak[-1]}
+            repeats[i] = max(1, min(50, int(0.5 / seconds_of(variant.run, device)))) if device.type == "cuda" else 1
     for _ in range(rounds):
         for i, variant in enumerate(row.variants):
-            began = time.process_time()
-            times[i].append(seconds_of(variant.run, device) / variant.items)
-            cpu[i].append((time.process_time() - began) / variant.items)
+            began, items = time.process_time(), variant.items * repeats.get(i, 1)
+            run = lambda i=i, variant=variant: [variant.run() for _ in range(repeats.get(i, 1))]  # noqa: E731
+            times[i].append(seconds_of(run if gpu else variant.run, device) / items)
+            cpu[i].append((time.process_time() - began) / items)
+        if time.monotonic() > until:
+            break
     entries = []
     for i, variant in enumerate(row.variants):
         seconds, ratios = statistics.median(times[i]), [a / b for a, b in zip(times[0], times[i], strict=True)]
@@ -629,8 +671,50 @@ def measured(row: Row, rounds: int, device, roofs: dict, profiled: bool) -> dict
             "ratio_spread": [min(ratios), max(ratios)], "cpu_seconds": statistics.median(cpu[i]),
             "cpu_ratio": statistics.median(a / max(b, 1e-9) for a, b in zip(cpu[0], cpu[i], strict=True)),
             "gflop": flops[i], "gflops": rate, "of_roof": rate / roofs[variant.precision]["conv"],
-        } | ({"profile": shares[i]} if profiled else {}))  # fmt: skip
+        } | more[i])  # fmt: skip
     return {"work": row.work, "against": row.against, "variants": entries}
+
+
+@contextmanager
+def watched_memory(device):
+    """Yields a list that gets the most GiB of GPU memory that this block takes beyond what is taken before."""
+    peak = []
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    yield peak
+    peak.append((torch.cuda.max_memory_allocated() - before) / 2**30 if device.type == "cuda" else None)
+
+
+def counts_of(variant: Variant, device) -> dict[str, float]:
+    """Count, per item, what the host launches (a graph is one launch) and how often it waits for the device."""
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")) as profiler:
+        variant.run()
+    calls = {event.key: event.count / variant.items for event in profiler.key_averages()}
+    return {
+        "launches": sum(count for name, count in calls.items() if name.startswith("cu") and "Launch" in name),
+        "waits": sum(
+            count for name, count in calls.items() if name in ("cudaStreamSynchronize", "cudaEventSynchronize")
+        ),
+    }
+
+
+def captured_as_eager(given, device, precision: str) -> dict[str, float]:
+    """Train two translators of one seed eagerly and a third captured: how far apart are the weights, as a share of how
+    far they moved?"""
+    side, steps, found = given.side, 6 if given.quick else 50, []
+    pairs = torch.rand(8, 2, 1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
+    for captured in (False, False, True):
+        torch.manual_seed(0)
+        ours = OurTranslator(None, precision, device, *(given.small or (64, 9)), captured=captured)
+        start = nn.utils.parameters_to_vector(ours.generators.parameters()).detach().clone()
+        for step in range(steps):
+            ours(*pairs[step % len(pairs)])
+        found.append(nn.utils.parameters_to_vector(ours.generators.parameters()).detach())
+    first, second, third = found
+    moved = (first - start).norm()
+    eager, graph = (float((x - first).norm() / moved) for x in (second, third))
+    return {"precision": precision, "steps": steps, "eager": eager, "captured": graph}
 
 
 def profile_of(run: Callable, device) -> dict[str, float]:
@@ -742,47 +826,92 @@ def growth_table(entries: list[dict]) -> Table:
     return paper
 
 
+def markdown(result: dict) -> list[str]:
+    """The table of --gpu, as benchmark.md has it."""
+    lines = ["| work | variant | precision | time | × (spread) | GFLOP | of the roof | launches | waits | GiB | goal |"]
+    lines.append("|---" * 11 + "|")
+    for row in result["rows"]:
+        for v in row["variants"]:
+            counted = [f"{v['gflop']:.4g}", f"{v['of_roof']:.0%}"] if v["gflop"] else ["–", "–"]
+            low, high = v["ratio_spread"]
+            cells = [row["work"], v["variant"], v["precision"], in_words(v["seconds"])]
+            cells += [f"{v['ratio']:.2f} ({low:.2f}–{high:.2f})", *counted, f"{v['launches']:.0f}", f"{v['waits']:.2g}"]
+            cells += ["–" if v["peak"] is None else f"{v['peak']:.2f}", f"{v['goal']:g}" if v["goal"] else ""]
+            lines.append(f"| {' | '.join(cells)} |")
+    for pair in result["captured"]:
+        share = "{eager:.1e} of their way apart, and captured ones {captured:.1e}".format(**pair)
+        lines.append(f"{pair['precision']}: after {pair['steps']} steps two eager trainings are {share}")
+    return lines + [f"{name}: {why}" for name, why in result["left out"].items()]
+
+
 def main(words: list[str] | None = None) -> dict:
     names = ("translator", "original", "ssl", "translate", "scoring", "loader", "growth")
+    on_gpu = ("translator", "ssl", "translate", "captured", "scoring", "translator8", "original", "loader")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rows", nargs="+", choices=names, default=names)
+    parser.add_argument("--gpu", action="store_true", help="all rows of one GPU, in order of their weight")
+    parser.add_argument("--minutes", type=float, default=7.5, help="of --gpu: no row begins later; default: 7.5")
+    parser.add_argument("--rows", nargs="+", choices=dict.fromkeys(names + on_gpu), help="default: all")
     parser.add_argument("--precision", nargs="+", choices=DTYPES, help="precisions of ours; default: the fast ones")
-    parser.add_argument("--rounds", type=int, help="default: 3, with --quick 2")
+    parser.add_argument("--rounds", type=int, help="default: 3, with --quick 2, with --gpu 5")
     parser.add_argument("--counts", type=int, nargs="+", help="images of growth; default: 10 1000 10000, quick: 10 300")
     parser.add_argument("--small", type=int, nargs=2, metavar=("WIDTH", "BLOCKS"), help="toy networks, to test")
     parser.add_argument("--profile", action="store_true", help="add the share of each operator to --json")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(words)
-    given.rounds = given.rounds or (2 if given.quick else 3)
-    given.counts = given.counts or ([10, 300] if given.quick else [10, 1000, 10_000])
+    until = time.monotonic() + 60 * given.minutes if given.gpu else float("inf")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precisions = given.precision or fast_precisions(device)
+    if given.gpu and not given.quick and device.type != "cuda":
+        sys.exit("--gpu: torch sees no CUDA device; with --quick the same runs on a CPU")
+    given.rows = given.rows or (on_gpu if given.gpu else names)
+    given.rounds = given.rounds or (2 if given.quick else 5 if given.gpu else 3)
+    given.counts = given.counts or ([10, 300] if given.quick else [10, 1000, 10_000])
+    given.side = 64 if given.small and given.gpu else 128 if given.quick else 256
+    precisions = given.precision or (["no", "bf16"] if given.gpu else fast_precisions(device))
     torch.manual_seed(0)
     result = {"machine": machine(device), "quick": given.quick, "rounds": given.rounds, "rows": [], "growth": []}
+    result |= {"captured": [], "left out": {}}
     result["roof"] = {p: roof(device, p, 2 if given.small else 5) for p in dict.fromkeys(["no", *precisions])}
     for precision, rates in result["roof"].items():
         say(f"{precision}: GEMM 2048 {rates['gemm']:.0f} GFLOP/s, fastest convolution {rates['conv']:.0f}: the roof")
     if "bf16" not in precisions:
         say("bf16: not fast here; left out")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if "growth" in given.rows:
-            (folder / "growth").mkdir()
-            result["growth"] = growth(given, folder / "growth")
-        for name, build in rows(given, device, precisions, folder).items():
-            if name in given.rows:
-                say(f"{name} …")
-                result["rows"].append(measured(build(), given.rounds, device, result["roof"], given.profile))
-                if given.json:
-                    write_json(given.json, result)
-    if result["rows"]:
+        measure(given, device, precisions, Path(temporary), result, until)
+    if given.gpu:
+        print("\n".join(markdown(result)))
+    elif result["rows"]:
         show(table(result))
     if result["growth"]:
         show(growth_table(result["growth"]))
     if given.json:
         write_json(given.json, result)
     return result
+
+
+def measure(given, device, precisions, folder: Path, result: dict, until: float) -> None:
+    """Add each row to the result, and write it to --json as it grows."""
+    builders = rows(given, device, precisions, folder)
+    for name in given.rows:
+        if time.monotonic() > until:
+            result["left out"][name] = f"not reached in {given.minutes:g} minutes"
+            continue
+        say(f"{name} …")
+        try:
+            if name == "growth":
+                (folder / "growth").mkdir()
+                result["growth"] = growth(given, folder / "growth")
+            elif name == "captured":
+                result["captured"] = [captured_as_eager(given, device, precision) for precision in precisions]
+            else:
+                row = measured(builders[name](), given.rounds, device, result["roof"], given.profile, given.gpu, until)
+                result["rows"].append(row)
+        except torch.OutOfMemoryError:
+            result["left out"][name] = "more memory than this GPU has"
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if given.json:
+            write_json(given.json, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Images and labels as they are read from disk and written to it."""
 
 import errno
+import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -125,14 +126,16 @@ class LabelledPhotographs(Photographs):
 
 
 class Writer:
-    """Writes images in the background, each whole or not at all; at most `pending` wait, so memory stays bounded.
+    """Writes images in the background, each whole or not at all, by a thread a core (4 to 16). At most 4 a thread wait,
+    so memory stays bounded.
 
     Raises `RunError` naming a file that cannot be written. With a list of `problems` the error goes there instead, and
     no more images are written.
     """
 
-    def __init__(self, threads: int = 4, pending: int = 16, problems: list[RunError] | None = None):
-        self.pool, self.pending, self.futures, self.problems = ThreadPoolExecutor(threads), pending, [], problems
+    def __init__(self, problems: list[RunError] | None = None):
+        threads = min(16, max(4, os.cpu_count() or 1))
+        self.pool, self.pending, self.futures, self.problems = ThreadPoolExecutor(threads), 4 * threads, [], problems
         self.folders = set()
 
     def __enter__(self):

@@ -40,10 +40,14 @@ def scaled(levels: torch.Tensor) -> torch.Tensor:
     return levels.float() / 127.5 - 1
 
 
+def to_levels(tensor: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] → 0 to 255 (uint8), of any shape."""
+    return (tensor.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def to_image(tensor: torch.Tensor) -> Image.Image:
     """3×H×W in [-1, 1] → RGB image."""
-    levels = (tensor.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_levels(tensor).permute(1, 2, 0).cpu().numpy())
 
 
 def uniform(low: float, high: float, generator) -> float:

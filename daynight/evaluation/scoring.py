@@ -356,6 +356,7 @@ def score(run, image_set: ImageSet, ids: torch.Tensor, options, accelerator, pro
     numbers = list(range(accelerator.process_index, len(images), accelerator.num_processes))
     scored, ids = sorted(set(ids.tolist()) - {IGNORE}), ids.to(device)
     shapes = (len(images), len(classes)), (len(images), 3, len(scored)), (len(scored), len(scored) + 1)
+    rows, columns = (torch.tensor(some, device=device) for some in (scored, [*scored, len(classes)]))
     labelled, of_image, total = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in shapes)
     with Writer(problems=problems) as writer:
         for i, prediction in counted(run.predict(image_set, numbers), len(numbers), "images"):
@@ -364,7 +365,7 @@ def score(run, image_set: ImageSet, ids: torch.Tensor, options, accelerator, pro
             truth = torch.from_numpy(labels).to(device)
             matrix = confusion_matrix(truth, prediction, len(classes), void=True)
             labelled[i] = matrix.sum(1)
-            matrix = matrix[scored][:, [*scored, len(classes)]]
+            matrix = matrix[rows][:, columns]
             of_image[i] = counts(matrix)
             total += matrix
             if options.save and not problems:

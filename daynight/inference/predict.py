@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
+import torch
 from PIL import Image
 
 from daynight.config import PredictOptions, factors
@@ -58,6 +58,6 @@ def predict(options: PredictOptions) -> None:
             ids = to_label_ids(labels) if options.ids == "labelIds" else labels
             pictures = [Image.fromarray(ids), label_image(labels, classes), overlay(image, labels, classes)]
             if sure:
-                pictures.append(Image.fromarray((confidence * 65535).round().cpu().numpy().astype(np.uint16)))
+                pictures.append(Image.fromarray((confidence * 65535).round().to(torch.uint16).cpu().numpy()))
             for picture, place in zip(pictures, places(path), strict=True):
                 writer.save(picture, place)

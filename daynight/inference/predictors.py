@@ -39,8 +39,8 @@ class Segmenter:
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
         """H×W train ids at the image's own size."""
         with torch.inference_mode():
-            logits = logits_of(self.model, upright(image), self.model.config["size"], self._place)
-            return logits.max(0).indices.to(torch.uint8).cpu().numpy()
+            logits = logits_of(self.model, [upright(image)], self.model.config["size"], self._place)
+            return logits[0].max(0).indices.to(torch.uint8).cpu().numpy()
 
     def colorize(self, labels: NDArray[np.uint8]) -> Image.Image:
         """H×W train ids in the colours of their classes."""

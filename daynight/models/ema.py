@@ -19,11 +19,19 @@ class EMA:
 
     @torch.no_grad()
     def update(self, student: torch.nn.Module, k: int) -> None:
-        """The k-th update, k from 0. Raises `ValueError` if the student has other parameters or shapes."""
+        """The k-th update, k from 0: an int, or a 0-d tensor that a CUDA graph reads at each replay.
+
+        Raises `ValueError` if the student has other parameters or shapes.
+        """
         ours, theirs = dict(self.model.named_parameters()), dict(student.named_parameters())
         if {name: w.shape for name, w in ours.items()} != {name: w.shape for name, w in theirs.items()}:
             raise ValueError("the student's parameters are not those of its average")
-        alpha = min(self.decay, (1 + k) / (10 + k))
-        torch._foreach_lerp_(list(ours.values()), [theirs[name].detach() for name in ours], 1 - alpha)
+        averages, new = list(ours.values()), [theirs[name].detach() for name in ours]
+        if isinstance(k, torch.Tensor):
+            changes = torch._foreach_sub(new, averages)
+            torch._foreach_mul_(changes, (9 / (10 + k)).clamp(min=1 - self.decay))
+            torch._foreach_add_(averages, changes)
+        else:
+            torch._foreach_lerp_(averages, new, 1 - min(self.decay, (1 + k) / (10 + k)))
         for ours, theirs in zip(self.model.buffers(), student.buffers(), strict=True):
             ours.copy_(theirs)

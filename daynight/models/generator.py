@@ -24,6 +24,8 @@ class UpConv(nn.Conv2d):
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__(channels, out_channels, 3, bias=False)
+        # on the device beforehand: making it there would wait for the device
+        self.register_buffer("blur", torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4, persistent=False)
 
     def plain(self, x):
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
@@ -35,8 +37,7 @@ class UpConv(nn.Conv2d):
             first, last = (x.narrow(dim, i, 1) for i in (0, x.shape[dim] - 1))
             x = torch.cat([first, first, x, last, last], dim)
         x = F.conv_transpose2d(x, self.weight.flip(2, 3).transpose(0, 1), stride=2)
-        blur = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 4
-        channels = x.shape[1]
+        blur, channels = self.blur.to(x.dtype), x.shape[1]
         x = F.conv2d(x, blur.view(1, 1, 4, 1).repeat(channels, 1, 1, 1), groups=channels)
         x = F.conv2d(x, blur.view(1, 1, 1, 4).repeat(channels, 1, 1, 1), groups=channels)
         return x[..., 3:-3, 3:-3]

@@ -32,13 +32,13 @@ def check_writable(folder: Path) -> Path:
 def rehearse(
     run, loader: Iterator[dict], checkpoint: Checkpoint, validation, cache, cost: Callable[[int], float]
 ) -> Iterator[tuple[int, dict]]:
-    """The last two steps of a `Run`, which cost as much as any, in its temporary folder; then say what it will take."""
+    """The last steps of a `Run`, which cost as much as any, in its temporary folder; then say what it will take."""
     options, total = run.options, run.total
     for step in range(run.first, total):
         began = time.monotonic()
         batch = next(loader)
         drawn = time.monotonic()
-        yield step, batch
+        yield step, run.moved(batch)
         ended = time.monotonic()
     # `run.updated` is when the update was done; after it comes what is done at each checkpoint
     data, update, preview = drawn - began, run.updated - drawn, ended - run.updated

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import accelerate
 import timm
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import AutocastKwargs, set_seed
 
 from daynight.config import free
 from daynight.data.sampling import generator
@@ -32,6 +32,7 @@ from daynight.system.processes import gathered, make_accelerator, together
 from daynight.system.watchdog import Watchdog, heed
 from daynight.training.checkpoint import Checkpoint, checkpoints_in, left_in
 from daynight.training.dry_run import check_writable, rehearse
+from daynight.training.graphs import WARM_UP
 from daynight.training.log import Log, check_trackers
 
 
@@ -54,9 +55,12 @@ class Run:
         self.options, self.folder, self.total = options, Path(options.out), options.steps
         check_trackers(options.log)
         settings = {"log_with": options.log, "project_dir": options.out} if options.log else {}
+        # a CUDA graph must not read weights that autocast cast before it
+        settings["kwargs_handlers"] = [AutocastKwargs(cache_enabled=not torch.cuda.is_available())]
         minutes, folder = options.stall_minutes, self.folder
         self.accelerator = make_accelerator(options.precision, 60 * minutes, **settings)
         self.device = self.accelerator.device
+        self.copying = torch.cuda.Stream() if self.device.type == "cuda" else None
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         if options.batch_size % world:
             raise InputError(f"--batch-size {options.batch_size}: not a multiple of the {world} processes")
@@ -91,7 +95,9 @@ class Run:
                         write_record(self.folder, options, data, sets or {})
         if options.dry_run:
             self.temporary = TemporaryDirectory(prefix="daynight-")
-            self.folder, self.first = Path(self.temporary.name), max(0, self.total - 2)
+            # on a GPU also those before a graph is recorded
+            steps = 2 + WARM_UP * (self.device.type == "cuda")
+            self.folder, self.first = Path(self.temporary.name), max(0, self.total - steps)
         self.logger = Log(self.folder, self.accelerator, self.total, options.log_every)
         with together():
             if self.accelerator.is_main_process and not options.dry_run:
@@ -136,7 +142,7 @@ class Run:
                     self.meter.waiting(time.monotonic() - began, images * self.accelerator.num_processes)
                     # of layers that draw by themselves, as drop path; a resumed run draws the same
                     torch.manual_seed(generator(self.options.seed, step, f"layers {self.slots}").initial_seed())
-                    yield step, batch
+                    yield step, self.moved(batch)
                     # one process may get a signal alone, or later than another
                     stop = max(gathered(self.signal))
                     if stop or self.due(step):
@@ -156,6 +162,18 @@ class Run:
                 signal.signal(s, handler)
         products = ", ".join(str(self.folder / name) for name in checkpoint.written())
         say(f"{self.folder}: {self.total:,} steps done; {products}")
+
+    def moved(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch on the device. To a GPU it is copied beside the step that still runs there."""
+        if self.device.type != "cuda":
+            return {name: x.to(self.device) for name, x in batch.items()}
+        now = torch.cuda.current_stream()
+        with torch.cuda.stream(self.copying):
+            batch = {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
+        now.wait_stream(self.copying)
+        for x in batch.values():
+            x.record_stream(now)  # or its memory would be free for the next copy too soon
+        return batch
 
     def alive(self) -> None:
         """Tell the watchdog that a long step goes on."""

@@ -135,8 +135,8 @@ class Measures:
         return [f[:-1] for f in found], torch.cat([f[-1].mean((2, 3)) for f in found])
 
     def labels(self, image) -> torch.Tensor:
-        logits = logits_of(self.judge, to_image(image), self.judge.config["size"], self.accelerator)
-        return logits.max(0)[1].to(torch.uint8).cpu()
+        logits = logits_of(self.judge, [to_image(image)], self.judge.config["size"], self.accelerator)
+        return logits[0].max(0)[1].to(torch.uint8).cpu()
 
     def of(self, translated: list) -> dict:
         """Compute the columns of every translator, from its translations of the day images; shares from 0 to 100."""

@@ -2,11 +2,17 @@
 
 import threading
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from daynight.inference.tiles import mapped, tiled
+from daynight.data.images import Images
+from daynight.inference.tiles import AtOnce, mapped, segment, tiled, translations
+from daynight.models.generator import Generator
 from daynight.system.errors import Unreadable
 
 
@@ -111,3 +117,85 @@ def test_mapped_gives_what_comes_before_a_file_that_is_unreadable(where, threads
         for result in mapped(function, items(), threads):
             given.append(result)
     assert given == [0, 1, 2, 3, 4]
+
+
+def test_tiles_in_one_batch_are_those_one_by_one():
+    torch.manual_seed(0)
+    generator, images = Generator(1, 4).eval(), torch.rand(2, 3, 45, 70) * 2 - 1
+    seen = Seen(generator)
+    with torch.no_grad():
+        expected = tiled(generator, images, (32, 32))
+        assert torch.allclose(tiled(seen, images, (32, 32), 100), expected, atol=1e-5)
+        assert seen.shapes == [(16, 3, 32, 32)]
+        assert torch.allclose(tiled(seen, images, (32, 32), 3), expected, atol=1e-5)
+        assert [shape[0] for shape in seen.shapes[1:]] == [6, 6, 4]
+
+
+def test_at_once_finds_what_fits_and_remembers_it():
+    sizes = []
+
+    def function(items):
+        sizes.append(len(items))
+        if len(items) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [2 * i for i in items]
+
+    parts = AtOnce(function, 16)
+    assert sum(parts(range(7)), []) == sum(parts(range(7)), []) == [0, 2, 4, 6, 8, 10, 12]
+    assert sizes == [7, 7, 4, 2, 2, 2, 1, 2, 2, 2, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        AtOnce(lambda items: function(range(9)), 4)([1])
+
+
+class Gpu(str):
+    """A device that is a CPU by its name and a GPU by its type."""
+
+    type = "cuda"
+
+
+CPU, GPU = (SimpleNamespace(device=device, autocast=nullcontext) for device in (torch.device("cpu"), Gpu("cpu")))
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Images of two sizes; the last but one cannot be read."""
+    rng = np.random.default_rng(0)
+    for i, width in enumerate([40, 40, 40, 56, 56, 40, 40]):
+        Image.fromarray(rng.integers(0, 255, (36, width, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "5.png").write_bytes(b"no image")
+    return sorted(tmp_path.iterdir())
+
+
+def until_unreadable(results):
+    found = []
+    with pytest.raises(Unreadable, match="5.png"):
+        for result in results:
+            found.append(result)
+    return found
+
+
+@pytest.mark.parametrize("crop, batches", [((32, 32), [12, 12]), (None, [3, 2])])
+def test_translations_in_batches_are_those_one_by_one(paths, crop, batches):
+    torch.manual_seed(0)
+    seen, found = Seen(Generator(1, 4).eval()), {}
+    for place in (CPU, GPU):
+        seen.shapes.clear()
+        found[place.device] = until_unreadable(translations(seen, Images(paths), "native", crop, None, place))
+    assert sorted(shape[0] for shape in seen.shapes) == sorted(batches)
+    for (i, image, result), (j, _, expected) in zip(found[Gpu("cpu")], found[torch.device("cpu")], strict=True):
+        assert i == j and result.size == image.size
+        assert np.abs(np.asarray(result).astype(int) - np.asarray(expected)).max() <= 1
+    assert len(found[Gpu("cpu")]) == 5
+
+
+def test_labels_in_batches_are_those_one_by_one(paths):
+    seen, found = Seen(lambda x: torch.cat([x[..., ::2, ::2], -x[..., ::2, ::2]], 1)), []
+    for place in (CPU, GPU):
+        seen.shapes.clear()
+        found.append(until_unreadable(segment(seen, Images(paths), "18", None, place, 2, (1.0,), True, True)))
+    assert sorted(shape[0] for shape in seen.shapes) == [2, 2, 3, 3]
+    for (i, _, labels, sure), (j, _, expected, certain) in zip(*found, strict=True):
+        assert (
+            i == j and torch.equal(labels, expected) and torch.allclose(sure, certain) and labels.dtype == torch.uint8
+        )
+    assert len(found[0]) == 5
