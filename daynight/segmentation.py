@@ -144,8 +144,9 @@ def train(options: SegTrainOptions) -> None:
 def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSet | None]:
     """Option → the sets to train on; the same of what is held out of them; the set of --validate-on. All are said."""
     day_set = load(options.day, root, "--day", time="day", labelled=True)
-    night_needed = options.ssl or options.translator == "fourier"
-    night_sets = [load(name, root, "--night", time="night") for name in options.night if night_needed]
+    night_sets = [load(name, root, "--night", time="night") for name in options.night if options.needs_night]
+    if not options.needs_night and options.night != SegTrainOptions().night:
+        say(f"--night {' '.join(options.night)}: not used; it is for --ssl and --translator fourier")
     sets = {"--day": [day_set], "--night": night_sets, "--unlabelled-day": []}
     if options.unlabelled_day:
         splits = ("train", "train_extra")

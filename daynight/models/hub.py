@@ -5,8 +5,6 @@ import inspect
 import io
 import json
 import logging
-import os
-import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from daynight.config import is_size, pair
+from daynight.models.place import CONFIG, WEIGHTS, hub_id, model_folder, weights_file
 from daynight.system import __version__
 from daynight.system.errors import InputError
 from daynight.system.files import replace, write_json
@@ -28,7 +27,6 @@ from daynight.system.files import replace, write_json
 # repository without a model, which is an error here
 for library in ("timm", "huggingface_hub._snapshot_download"):
     logging.getLogger(library).setLevel(logging.ERROR)
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POSITIONS = "pos_embed", "relative_position_bias_table"
 LITE = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of the package's file
 # why the Hub gave nothing; the client's own messages begin with a status code or a Python class
@@ -50,31 +48,13 @@ def save_model(model: torch.nn.Module, folder: Path) -> None:
 
 
 def find_model(name: str, part: str, option: str) -> Path:
-    """The folder of a model: the subfolder `part` of `name` (a run), `name` itself, or one of these in the Hub's
-    repository `name`. `id@revision` names a branch, a tag or a commit of it.
-
-    Raises `InputError` naming `option` if there is none.
-    """
-    folder, is_there = Path(name), os.path.exists(name)
-    if hub_id(name):
-        files = [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)]
-        with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
-            folder, is_there = download(name, files), True
-    for candidate in (folder / part, folder):
-        if os.path.isfile(candidate / CONFIG):
-            if os.path.isfile(candidate / WEIGHTS):
-                return candidate
-            raise InputError(f"{option} {name}: {candidate} has no {WEIGHTS}")
-    missing = "holds no model" if is_there else "no such folder"
-    run = "a run of daynight " + ("seg-train" if part == "teacher" else "translate-train")
-    raise InputError(f"{option} {name}: {missing} ({CONFIG} and {WEIGHTS}, there or in {part}/); give {run}")
-
-
-def hub_id(name: str) -> str | None:
-    """The Hub's repository that the name of a model stands for, without a revision; None for a folder."""
-    repository = name.partition("@")[0]
-    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository) and not name.startswith("runs/")
-    return repository if is_id and not os.path.exists(name) else None
+    """The folder of a model: as `model_folder`, or one of these in the Hub's repository `name`; `id@revision` names a
+    branch, a tag or a commit of it."""
+    if not hub_id(name):
+        return model_folder(Path(name), part, f"{option} {name}")
+    files = [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)]
+    with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
+        return model_folder(download(name, files), part, f"{option} {name}")
 
 
 def download(name: str, files: list[str]) -> Path:
@@ -228,12 +208,7 @@ def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module
             path = Path(folder, f"{network}.safetensors")
             save_file(lite(network, option), path)
             return pretrained(build, network, str(path), option)
-    path, wanted = Path(source), f"wanted: pretrained, random, lite or a .safetensors file of {network}"
-    if not os.path.isfile(path):
-        raise InputError(f"{option}: no file {source}; {wanted}")
-    # timm unpickles a file with any other suffix, even if it is in the safetensors format
-    if path.suffix != ".safetensors":
-        raise InputError(f"{option}: {source} is not called *.safetensors; {wanted}")
+    path = weights_file(source, network, option)
     check_weights(path, network, option)
     return build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 

@@ -34,6 +34,7 @@ def rehearse(
 ) -> Iterator[tuple[int, dict]]:
     """The last two steps of a `Run`, which cost as much as any, in its temporary folder; then say what it will take."""
     options, total = run.options, run.total
+    say("measuring two steps …")
     for step in range(run.first, total):
         began = time.monotonic()
         batch = next(loader)

@@ -235,6 +235,7 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
         if name not in free(type(options)) and had != value:
             raise InputError(
                 f"--{name.replace('_', '-')} {value}: the run in {folder} has {had}; give that, or another --out"
+                + f"; --init {folder} --out OTHER goes on from its weights" * (name == "steps")
             )
     # what a run of an earlier version did not record is not compared
     differ = [name for name, fingerprint in data.items() if fingerprints.get(name, fingerprint) != fingerprint]
