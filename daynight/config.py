@@ -147,6 +147,7 @@ class TrainingOptions(Options):
 class TranslateTrainOptions(TrainingOptions):
     """Learn day → night: CycleGAN with a feature loss (§3.2)."""
 
+    then = "daynight translate --in {day} --out {translated} --model {out}"
     out: str = "runs/day2night"
     steps: int = 700_000
     batch_size: int = 1
@@ -199,6 +200,7 @@ class TranslateOptions(Options):
 class SegTrainOptions(TrainingOptions):
     """Train on day, translated and real night images (§3.3)."""
 
+    then = "daynight predict --in {night} --out labelled --model {out}"
     out: str = "runs/seg"
     steps: int = 50_000
     batch_size: int = 8
