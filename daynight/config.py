@@ -157,7 +157,9 @@ class TranslateTrainOptions(TrainingOptions):
     blocks: int = Model(9, "Residual blocks of G (§4.2).", min=1, max=1000)
     upsample: Literal["bilinear", "deconv"] = Model("bilinear", "bilinear (the paper) or deconv (CycleGAN).")
     feature_network: str = Model("vgg19", "Frozen network of Eq. 10: any of timm's (§3.2).")
-    feature_layer: list[str] = Model(["features.31"], "Module path of a layer of Eq. 10 (block5_conv2); repeatable.")
+    feature_layer: list[str] = Model(
+        [], "Module path of a layer of Eq. 10; repeatable; default: features.31 (block5_conv2), else stride 16."
+    )
     feature_weights: str = Model(
         "pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.", names="weights"
     )
@@ -172,6 +174,8 @@ class TranslateTrainOptions(TrainingOptions):
     keep_best: Literal["kid", "none"] = Output("kid", "What chooses best/: kid, the distance to real nights.")
 
     def __post_init__(self):
+        if not self.feature_layer and self.feature_network.partition(".")[0] == "vgg19":
+            self.feature_layer = ["features.31"]
         if min(pair(self.crop)) < 32:
             raise ValueError(f"--crop {self.crop}: the discriminator needs at least 32 pixels a side")
 

