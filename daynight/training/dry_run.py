@@ -34,6 +34,7 @@ def rehearse(
 ) -> Iterator[tuple[int, dict]]:
     """The last steps of a `Run`, which cost as much as any, in its temporary folder; then say what it will take."""
     options, total = run.options, run.total
+    say("measuring two steps …")
     for step in range(run.first, total):
         began = time.monotonic()
         batch = next(loader)
@@ -57,22 +58,22 @@ def rehearse(
         if validating:
             say(f"validation  {duration(validating)}, every {options.validate_every:,} steps")
         of = f"{total - done:,} of {total:,} steps" if done else f"{total:,} steps"
-        say(f"the run     {duration(seconds)} for {of}")
+        say(f"the run     {duration(seconds)} for {of}{run.slow(seconds)}")
         tell_disk(run, checkpoint, cache.planned if cache else 0)
         say(f"dry run: nothing is wrong, and nothing was written to {options.out}")
 
 
 def tell_disk(run, checkpoint: Checkpoint, cache: float) -> None:
     """Say in a line how much disk the run's folder will take, and how much is free."""
-    saves = -(-run.total // run.options.save_every)
     state, models = checkpoint.bytes_when_full()
-    previews = saves * sum(path.stat().st_size for path in run.folder.glob("previews/*"))
+    shown = sum(map(run.previewed, range(run.total + 1)))
+    previews = shown * sum(path.stat().st_size for path in run.folder.glob("previews/*"))
     lines = (run.folder / "metrics.jsonl").stat().st_size * -(-run.total // run.options.log_every)
     whole = 3 * state + models + previews + lines + cache
     free = shutil.disk_usage(check_writable(Path(run.options.out))).free
     say(
         f"disk        {gib(whole)}: two checkpoints of {gib(state)} and a third while it is written, "
-        f"models {gib(models)}, previews ({saves:,}) {gib(previews)}, metrics {gib(lines)}, "
+        f"models {gib(models)}, previews ({shown:,}) {gib(previews)}, metrics {gib(lines)}, "
         f"cache {gib(cache)}; free there: {gib(free)}"
     )
     if free < whole:

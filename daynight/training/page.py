@@ -8,6 +8,7 @@ from pathlib import Path
 from daynight.data.formats import open_image
 from daynight.reports import html as page
 from daynight.reports.record import parsed, previews_in
+from daynight.reports.words import meaning
 from daynight.system.files import write_text
 
 PREVIEWS = 24  # on the page, of however many there are
@@ -131,14 +132,15 @@ class Report:
 
 
 def charts(lines: dict[str, list[tuple[float, float]]]) -> list[page.Html]:
-    """Curves of a few lines each, together what is named alike and logged as often: "ce_day" and "ce_fake_day"; or
-    "kept/road" and "kept/sky", of which the legend says the classes alone."""
+    """Curves of a few lines each, together what means the same: "ce_day" and "ce_fake_day"; or "kept/road" and
+    "kept/sky", of which the legend says the classes alone. No two have one title."""
     groups = defaultdict(dict)
     for name, line in lines.items():
-        prefix, slash, rest = name.partition("/")
-        groups[(prefix, slash) if slash else (prefix.partition("_")[0], len(line))][rest or name] = line
-    return [
-        page.curves({name: group[name] for name in names}, title)
-        for (title, _), group in groups.items()
-        for names in (list(group)[i : i + LINES] for i in range(0, len(group), LINES))
-    ]
+        groups[meaning(name)][name.partition("/")[2] or name] = line
+    found = []
+    for (words, unit), group in groups.items():
+        parts = [list(group)[i : i + LINES] for i in range(0, len(group), LINES)]
+        for i, names in enumerate(parts, 1):
+            title = words + f", {unit}" * bool(unit) + f" ({i} of {len(parts)})" * (len(parts) > 1)
+            found.append(page.curves({name: group[name] for name in names}, title))
+    return found

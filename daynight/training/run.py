@@ -4,12 +4,13 @@ import json
 import os
 import platform
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -19,13 +20,17 @@ import accelerate
 import timm
 import torch
 from accelerate.utils import AutocastKwargs, set_seed
+from PIL import Image
+from rich import box
+from rich.table import Table
 
 from daynight.config import free
 from daynight.data.sampling import generator
 from daynight.data.sets import TIMES
 from daynight.reports.record import previews_in
+from daynight.reports.words import meaning
 from daynight.system import __version__
-from daynight.system.console import Meter, say, warn
+from daynight.system.console import Meter, say, show, warn
 from daynight.system.errors import InputError
 from daynight.system.files import Lock, is_free, write_json
 from daynight.system.processes import gathered, make_accelerator, together
@@ -47,8 +52,8 @@ class Run:
     """A training in its folder.
 
     `Run(options)` starts Accelerate; `open(data)` claims the folder; `resume(checkpoint)` goes on from the newest
-    checkpoint; then `for step, batch in steps(loader, checkpoint): …`, in which the loop calls `log(step, losses)` and,
-    when `due(step)`, `preview(step, image)`. `slots` are the places of the global batch that this process works on.
+    checkpoint; then `for step, batch in steps(loader, checkpoint): …`, in which the loop calls `log(step, losses)` and
+    `preview(step + 1)`. `slots` are the places of the global batch that this process works on.
     """
 
     def __init__(self, options):
@@ -129,7 +134,7 @@ class Run:
             return
         handlers = heed(self._stop, always=(signal.SIGTERM, signal.SIGINT))
         self.alive()
-        self.meter = Meter(self.total, self.first, "steps", self.logger.due, cost, self.memory)
+        self.meter = Meter(self.total, self.first, "steps", self.logger.due, cost, self.memory, self.slow)
         try:
             with self.lock, self.meter:
                 if self.first == self.total and self.accelerator.is_main_process:
@@ -160,8 +165,29 @@ class Run:
             self.logger.trackers.finish()
             for s, handler in handlers.items():
                 signal.signal(s, handler)
+        self.tell_end(checkpoint)
+
+    def tell_end(self, checkpoint: Checkpoint) -> None:
+        """Show the last line of metrics.jsonl in words; say where the models are and what to do next."""
+        line = next(iter(self.logger.lines(self.total, 1)), {})
+        found = Table("name", "what it is", "value", "unit", box=box.SIMPLE)
+        for name, value in line.items():
+            if "/" not in name and name != "step" and type(value) in (int, float):
+                words, unit = meaning(name)
+                found.add_row(name, words, f"{value:.4g}", unit)
+        if found.row_count:
+            show(found)
         products = ", ".join(str(self.folder / name) for name in checkpoint.written())
         say(f"{self.folder}: {self.total:,} steps done; {products}")
+        names = {name: shlex.quote(str(x)) for name, x in asdict(self.options).items() if name in ("day", "out")}
+        night = next(iter(self.options.night), "NIGHT")
+        names |= {"translated": shlex.quote(f"{Path(self.options.day).name}_night"), "night": shlex.quote(night)}
+        say(f"next: {self.options.then.format(**names)}")
+
+    def slow(self, seconds: float) -> str:
+        """What to do about a training that takes more than a day; "" where it does not."""
+        other = "fewer --steps" if self.options.config == "quick" else "--config quick is for one CPU"
+        return f"; more than a day: {other} (--config list shows the recipes)" * (seconds > 86400)
 
     def moved(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch on the device. To a GPU it is copied beside the step that still runs there."""
@@ -207,10 +233,24 @@ class Run:
             self.meter.show({name: value for name, value in line.items() if "/" not in name and name != "step"})
         return line
 
-    def preview(self, step: int, image) -> None:
-        """Write an image grid to previews/, and the page."""
-        self.logger.preview(step + 1, image)
-        self.logger.write_page(step + 1, self.meter.status())
+    def previewed(self, done: int) -> bool:
+        """Whether a preview is due when so many steps are done: 0, 50, 100, 200, 400, …, and at checkpoints."""
+        early = done % 50 == 0 and (done // 50).bit_count() < 2
+        return early or self.due(done - 1)
+
+    def begin_previews(self, make: Callable[[], Image.Image]) -> None:
+        """Have `preview` write the grids of images that `make()` gives; of a run that begins, write the first."""
+        self.make_preview = make
+        if not self.resumed and not self.options.dry_run:
+            self.preview(0)
+
+    def preview(self, done: int) -> None:
+        """Where it is due when so many steps are done, write a grid of images to previews/, and the page."""
+        if self.previewed(done):
+            if self.accelerator.is_main_process:
+                self.alive()
+                self.logger.preview(done, self.make_preview())
+            self.logger.write_page(done, self.meter.status() if done else "starting")
 
 
 def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
@@ -237,7 +277,7 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
         ) from error
     # without a checkpoint nothing is lost by beginning again, with other options or data
     if not checkpoints_in(folder):
-        later = list(previews_in(folder, sys.maxsize).values())[1:]  # the first comes before there is a checkpoint
+        later = [path for n, path in previews_in(folder, sys.maxsize).items() if n > former.get("save_every", 0)]
         if found := [*folder.rglob("model.safetensors"), *later]:
             raise InputError(f"--out {folder}: holds {found[0]}, and no checkpoint to go on from; give another --out")
         return False
@@ -253,6 +293,7 @@ def holds_run(folder: Path, options, data: dict[str, str]) -> bool:
         if name not in free(type(options)) and had != value:
             raise InputError(
                 f"--{name.replace('_', '-')} {value}: the run in {folder} has {had}; give that, or another --out"
+                + f"; --init {folder} --out OTHER goes on from its weights" * (name == "steps")
             )
     # what a run of an earlier version did not record is not compared
     differ = [name for name, fingerprint in data.items() if fingerprints.get(name, fingerprint) != fingerprint]

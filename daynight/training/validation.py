@@ -19,7 +19,7 @@ from daynight import losses
 from daynight.config import numbers, pair
 from daynight.data.images import LabelledPhotographs, Photographs
 from daynight.data.sampling import generator
-from daynight.data.sets import ImageSet, evenly, hold_out, without
+from daynight.data.sets import ImageSet, evenly, hold_out, thinned, without
 from daynight.data.transforms import cut, random_box, scaled, target_size
 from daynight.evaluation.metrics import accuracy, confusion_matrix, iou, kid, mean_iou
 from daynight.models.hub import identity
@@ -254,6 +254,12 @@ class TranslationValidation(Validation):
             image = F.interpolate(image.float(), shape, mode="bilinear", antialias=True, align_corners=False)
         with self.accelerator.autocast():
             return self.judge(image).argmax(1)
+
+
+def to_preview(held: dict[str, list[ImageSet]], sets: dict[str, list[ImageSet]], option: str) -> list[ImageSet]:
+    """Three images to preview, always the same: of what is held out, else of what is trained on."""
+    some = [s for s in held.get(option) or () if s.images] or sets[option]
+    return [thinned(s, 1 + (2 - i) // len(some)) for i, s in enumerate(some[:3])]
 
 
 def levels_and_labels(i: int, images: LabelledPhotographs) -> tuple[torch.Tensor, torch.Tensor]:

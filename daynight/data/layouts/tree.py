@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from daynight.data.formats import IMAGE_SUFFIXES
 from daynight.data.hub_sets import is_data_set, unpack
 from daynight.data.layouts import LAYOUTS
 from daynight.data.layouts.folder import Folder, Images
@@ -15,20 +16,30 @@ BY_SHORT_NAME = {layout.short: layout for layout in LAYOUTS}
 def resolve(name: str, data_root: Path, option: str, labelled: bool = False) -> Path:
     """The folder of a data set: a path if it exists, else the name (a closing slash dropped) under data_root.
 
-    Of a data set of Hugging Face's it is the folder into which `unpack` puts its images; `labelled`: see there.
-
-    Raises InputError with the option, the folder expected and what to do.
+    Of a data set of Hugging Face's it is the folder into which `unpack` puts its images; `labelled`: see there. Raises
+    InputError as `find` does.
     """
     if name.startswith("hf:"):
         return unpack(name, option, labelled)
+    path = find(name, data_root, option)
+    published = _recognise(path) not in (None, Folder)
+    return path if published or not is_data_set(path) else unpack(str(path), option, labelled)
+
+
+def find(name: str, data_root: Path, option: str, image: bool = False) -> Path:
+    """The folder that `name` stands for, or with `image` also the one image.
+
+    Raises InputError with the option, the folder expected and what to do.
+    """
     folder, short = data_root / name.rstrip("/"), name.rstrip("/")
     # os.path, not Path: False rather than an exception for what cannot be looked at
     there = [path for path in (Path(name), folder) if name and os.path.exists(path)]
-    for path in filter(os.path.isdir, there):
-        published = _recognise(path) not in (None, Folder)
-        return path if published or not is_data_set(path) else unpack(str(path), option, labelled)
+    for path in there:
+        if os.path.isdir(path) or image and is_image(path):
+            return path
     if there:
-        raise InputError(f"{option}: {there[0]} is a file; expected the folder of a data set")
+        wanted = "the folder of a data set" + f" or an image ({', '.join(sorted(IMAGE_SUFFIXES))})" * image
+        raise InputError(f"{option}: {there[0]} is a file; expected {wanted}")
     what = BY_SHORT_NAME[short].name if short in BY_SHORT_NAME else "it"
     raise InputError(
         f"{option}: no data set {name!r}: expected the folder {folder} (or a path); "
