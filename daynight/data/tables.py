@@ -2,8 +2,7 @@
 
 import csv
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from daynight.data.labels import CITYSCAPES, IGNORE, OWN_COLORS, Classes, LabelKind, read_classes
@@ -23,23 +22,18 @@ _COLUMNS = {  # of the header, without case
 }
 
 
-def find_table(folders: Iterable[Path], names: tuple[str, ...] = TABLES) -> Path | None:
-    """The first of these tables in the first folder that has one. Raises InputError where two of a name differ."""
-    folders = list(folders)
-    for name in names:
-        found = [folder / name for folder in folders if os.path.isfile(folder / name)]
-        for other in found[1:]:
-            if other.read_bytes() != found[0].read_bytes():
-                raise InputError(f"{other}: differs from {found[0]}; make them equal, or give one split at a time")
-        if found:
-            return found[0]
-    return None
-
-
-def tables_of(files: Iterable[Path]) -> tuple[Path | None, Path | None]:
-    """Of the tables that own data have: the one of another tool, and classes.json."""
-    folders = dict.fromkeys(path.parent for path in files)
-    return find_table(folders), find_table(folders, NAMES[:1])
+def tables_of(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
+    """Of the tables that own data have: the one of another tool, and classes.json. Raises InputError where two of a
+    name differ."""
+    chosen = []
+    for names in (TABLES, NAMES[:1]):
+        name = next((name for name in names if any(path.name == name for path in files)), None)
+        first, *others = [path for path in files if path.name == name] or [None]
+        for other in others:
+            if other.read_bytes() != first.read_bytes():
+                raise InputError(f"{other}: differs from {first}; make them equal, or give one split at a time")
+        chosen.append(first)
+    return tuple(chosen)
 
 
 def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKind, list[str]]:
