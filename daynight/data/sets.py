@@ -112,10 +112,9 @@ def load(
 ) -> ImageSet:
     """The images of a data set with their labels. "bdd-night": those of BDD100K's 10k set that its tags call night.
 
-    splits: read together, as far as they exist; None for the one to evaluate on (val, else test, else the only one).
-    time: "day", "twilight" or "night", where the layout tells them apart. labels: "labelIds" or "labelTrainIds"; None
-    for what the layout prefers. labelled: leave out what has no label. option: of the command line, for messages.
-    Raises InputError when there is no such data set, split, image or label.
+    splits: read together, as far as they exist; None for the one to evaluate on. time: "day", "twilight" or "night",
+    where the layout tells them apart. labels: of `--labels`. labelled: leave out what has no label. option: for
+    messages. Raises InputError when there is no such data set, split, image or label.
     """
     whole = tagged_night(name, data_root)
     layout = locate(resolve(whole or name, data_root, option, labelled))
@@ -166,8 +165,7 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
         raise InputError("; ".join([f"{option}: no {wanted} in {looked_in}; expected {layout.expected()}", *notes]))
 
     kind, files = layout.find_labels({keys.get(image) for image in images}, splits, labels, where)
-    orphans = [files[key] for key in files.keys() - keys.values()]
-    if orphans:
+    if orphans := [files[key] for key in files.keys() - keys.values()]:
         notes.append(f"{counted(len(orphans), 'label')} without an image, as {min(orphans).relative_to(root)}")
     if labels is None and kind in layout.label_notes:
         notes.append(layout.label_notes[kind])

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from daynight.data.labels import CITYSCAPES, IGNORE, OWN_COLORS, Classes, LabelKind, read_classes
@@ -47,7 +47,8 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
     if not table:
         classes = read_classes(own) if own else CITYSCAPES
         told = own.name if own else "Cityscapes"
-        return classes, LabelKind("trainIds", colors=_colors(classes, classes, told), told=told), []
+        pairs = zip(classes.names, classes.colors, strict=True)
+        return classes, LabelKind("trainIds", colors=_colors(pairs, classes, told), told=told), []
     rows = _rows(table)
     if own:
         classes = read_classes(own)
@@ -67,10 +68,8 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
     ignored = [name for name, _, _ in rows if name.casefold() not in train_ids]
     more = "" if own else "; a classes.json names what to learn"
     remarks = [f"{table.name}: {', '.join(ignored)} ignored (255){more}"] * bool(ignored)
-    colors = {}
-    if all(color for _, _, color in rows):
-        everything = Classes(tuple(name for name, _, _ in rows), tuple(color for _, _, color in rows))
-        colors = _colors(everything, classes, table.name)
+    pairs = [(name, color) for name, _, color in rows if color]
+    colors = _colors(pairs, classes, table.name) if len(pairs) == len(rows) else {}
     # without ids, that of an entry is its place, as CVAT has it
     numbers = [i if number is None else number for i, (_, number, _) in enumerate(rows[: IGNORE + 1])]
     ids = {number: train_ids.get(row[0].casefold(), IGNORE) for number, row in zip(numbers, rows, strict=False)}
@@ -80,14 +79,14 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
     return classes, LabelKind("ids", told, max(ids) + 1, ids, colors=colors, holes=holes, told=table.name), remarks
 
 
-def _colors(everything: Classes, classes: Classes, told: str) -> dict[tuple, int]:
-    """Colour → train id. Black that the table does not have is ignored where daynight or Cityscapes wrote the colours:
-    both leave black what has no class."""
+def _colors(pairs: Iterable[tuple[str, tuple]], classes: Classes, told: str) -> dict[tuple, int]:
+    """Colour → train id, of (name, colour). Black that the table does not have is ignored where daynight or Cityscapes
+    wrote the colours: both leave black what has no class."""
     train_ids = {name.casefold(): i for i, name in enumerate(classes.names)}
     found = {(0, 0, 0): IGNORE} if told in OWN_COLORS else {}
     if told == "Cityscapes":
         found |= dict.fromkeys(_CITYSCAPES_VOID, IGNORE)
-    pairs = [(c, train_ids.get(n.casefold(), IGNORE)) for n, c in zip(everything.names, everything.colors, strict=True)]
+    pairs = [(color, train_ids.get(name.casefold(), IGNORE)) for name, color in pairs]
     shared = {color for color, i in pairs if {j for c, j in pairs if c == color} != {i}}
     return found | {color: i for color, i in pairs if color not in shared}
 
