@@ -144,12 +144,10 @@ class Jpegs:
         self.files = [folder / f"{key}.jpg" for key in keys]
 
     def __call__(self, i: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-        try:
+        with suppress(OSError, RuntimeError):  # not there; damaged
             return decoded(self.files[i].read_bytes())
-        # OSError: not there; RuntimeError: damaged
-        except (OSError, RuntimeError):
-            content = io.BytesIO()
-            Image.fromarray(make()).save(content, "JPEG", quality=95, subsampling=0)
+        content = io.BytesIO()
+        Image.fromarray(make()).save(content, "JPEG", quality=95, subsampling=0)
         try:
             replace(self.files[i], lambda temporary: temporary.write_bytes(content.getvalue()))
         except OSError as error:

@@ -42,9 +42,8 @@ def unpack(name: str, option: str, labelled: bool = False) -> Path:
     """The folder with a data set's images/<split>/, labels/<split>/ and tables of classes. `name`: `SPELLING`, or with
     a folder in place of USER/NAME.
 
-    The fingerprints of `datasets` tell whether it is there already. Raises InputError where `datasets` cannot read the
-    data set or the columns are not clear, and, if `labelled`, where there is no label column or nothing tells the
-    classes.
+    The fingerprints of `datasets` tell whether it is there already. Raises InputError where `datasets` cannot read it,
+    where the columns are not clear, and, if `labelled`, where there are no labels or no classes.
     """
     where, (place, _, chosen) = f"{option} {name}", name.removeprefix("hf:").partition("#")
     splits, tables = _read(place, where)

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -190,10 +191,8 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 def is_whole(path: Path) -> bool:
     """Whether an image is there and can be decoded to its last pixel."""
-    try:
-        with open_image(path) as image:
-            image.load()
-        return True
     # Pillow answers damaged files with exceptions of any kind
-    except Exception:
-        return False
+    with suppress(Exception), open_image(path) as image:
+        image.load()
+        return True
+    return False

@@ -53,10 +53,9 @@ CITYSCAPES = Classes(tuple(name for name, _, _ in _TRAINED), tuple(color for _, 
 class LabelKind(str):
     """What the values of a label file mean. As a string it is the kind's name in reports: "labelIds".
 
-    value: what one value is, in words. count: files hold the ids 0 to count - 1, but for `holes`; None where they hold
-    train ids. train_ids: indexed by id, 256 uint8, 255 for what is ignored; given as {id: train id} of what is not.
-    refused: why files of this kind are not read, or "". colors: {colour: train id} where files in colours are read too,
-    as `told` (a table's name) says.
+    value: what one value is, in words. count: files hold the ids 0 to count - 1, but for `holes`; None: train ids.
+    train_ids: indexed by id, 256 uint8, 255 = ignored; given as {id: train id}. refused: why such files are not read.
+    colors: {colour: train id} where files in colours are read too, as `told` (a table's name) says.
     """
 
     def __new__(

@@ -42,11 +42,9 @@ def listed(sets: Sequence[ImageSet], lists: Sequence[str]) -> list[ImageSet]:
                 raise InputError(f"--list {file}: line {number}, {line!r}, {told} of {', '.join(map(str, sets))}")
             for of, i in found:
                 chosen[of].add(i)
-    return [
-        replace(
-            s.only(sorted(some)), notes=(*s.notes, f"{s.name}: {len(some):,} of {len(s.images):,} images are listed")
-        )
-        if some
-        else s
-        for s, some in zip(sets, chosen, strict=True)
-    ]
+    found = list(sets)
+    for i, (image_set, some) in enumerate(zip(sets, chosen, strict=True)):
+        if some:
+            note = f"{image_set.name}: {len(some):,} of {len(image_set.images):,} images are listed"
+            found[i] = replace(image_set.only(sorted(some)), notes=(*image_set.notes, note))
+    return found

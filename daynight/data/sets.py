@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
 from daynight.data.labels import CITYSCAPES, Classes, LabelKind
 from daynight.data.layouts.folder import Images
-from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, SPLIT, Layout, counted, is_image, walk
+from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, SPLIT, Layout, counted, evenly, is_image, walk
 from daynight.data.layouts.tree import locate, resolve, tagged_night
 from daynight.data.tables import TABLES, read_meaning, tables_of
 from daynight.system.console import say, warn
@@ -36,9 +36,9 @@ class ImageSet:
     split: str | None
     images: tuple[Path, ...]
     labels: tuple[Path | None, ...]
-    label_kind: LabelKind | None
-    classes: Classes | None
-    notes: tuple[str, ...]
+    label_kind: LabelKind | None = None
+    classes: Classes | None = None
+    notes: tuple[str, ...] = ()
     ending: str = ""
 
     def __str__(self) -> str:
@@ -79,26 +79,25 @@ def fingerprint(root: Path, files: Sequence[Path | None]) -> dict[str, str]:
 
 
 def states(root: Path, files: Sequence[Path | None]) -> list[tuple[str, str, str]]:
-    """`_state` of each file."""
+    """Relative name with length, digest and time of each file. What is compressed and over 64 KiB is read at its begin,
+    in its midst and at its end only: a PNG ends in a checksum of all pixels."""
+
+    def state(path: Path | None) -> tuple[str, str, str]:
+        if path is None:
+            return "\n", "\n", "\n"
+        status, content, part = path.stat(), hashlib.sha256(), 2**14
+        whole = status.st_size <= 4 * part or path.suffix.lower() in (".bmp", ".tif", ".tiff")
+        # whoever decodes the image will say what is wrong with it
+        with suppress(OSError), open(path, "rb") as file:
+            for start in (0,) if whole else (0, status.st_size // 2, status.st_size - part):
+                file.seek(start)
+                content.update(file.read(None if whole else part))
+        name = path.relative_to(root).as_posix()
+        return f"{name} {status.st_size}\n", f"{content.hexdigest()}\n", f"{status.st_mtime_ns}\n"
+
     parts = [files[i : i + 64] for i in range(0, len(files), 64)]  # a task for each file takes longer
     with ThreadPoolExecutor(16) as pool:
-        return [state for part in pool.map(lambda part: [_state(root, x) for x in part], parts) for state in part]
-
-
-def _state(root: Path, path: Path | None) -> tuple[str, str, str]:
-    """Relative name with length, digest and time of a file. What is compressed and over 64 KiB is read at its begin, in
-    its midst and at its end only: a PNG ends in a checksum of all pixels."""
-    if path is None:
-        return "\n", "\n", "\n"
-    status, content, part = path.stat(), hashlib.sha256(), 2**14
-    whole = status.st_size <= 4 * part or path.suffix.lower() in (".bmp", ".tif", ".tiff")
-    # whoever decodes the image will say what is wrong with it
-    with suppress(OSError), open(path, "rb") as file:
-        for start in (0,) if whole else (0, status.st_size // 2, status.st_size - part):
-            file.seek(start)
-            content.update(file.read(None if whole else part))
-    name = path.relative_to(root).as_posix()
-    return f"{name} {status.st_size}\n", f"{content.hexdigest()}\n", f"{status.st_mtime_ns}\n"
+        return [found for part in pool.map(lambda part: list(map(state, part)), parts) for found in part]
 
 
 def load(
@@ -113,10 +112,9 @@ def load(
 ) -> ImageSet:
     """The images of a data set with their labels. "bdd-night": those of BDD100K's 10k set that its tags call night.
 
-    splits: read together, as far as they exist; None for the one to evaluate on (val, else test, else the only one).
-    time: "day", "twilight" or "night", where the layout tells them apart. labels: "labelIds" or "labelTrainIds"; None
-    for what the layout prefers. labelled: leave out what has no label. option: of the command line, for messages.
-    Raises InputError when there is no such data set, split, image or label.
+    splits: read together, as far as they exist; None for the one to evaluate on. time: "day", "twilight" or "night",
+    where the layout tells them apart. labels: of `--labels`. labelled: leave out what has no label. option: for
+    messages. Raises InputError when there is no such data set, split, image or label.
     """
     whole = tagged_night(name, data_root)
     layout = locate(resolve(whole or name, data_root, option, labelled))
@@ -167,8 +165,7 @@ def _gather(name, layout: Layout, splits: list, option: str, time=None, labels=N
         raise InputError("; ".join([f"{option}: no {wanted} in {looked_in}; expected {layout.expected()}", *notes]))
 
     kind, files = layout.find_labels({keys.get(image) for image in images}, splits, labels, where)
-    orphans = [files[key] for key in files.keys() - keys.values()]
-    if orphans:
+    if orphans := [files[key] for key in files.keys() - keys.values()]:
         notes.append(f"{counted(len(orphans), 'label')} without an image, as {min(orphans).relative_to(root)}")
     if labels is None and kind in layout.label_notes:
         notes.append(layout.label_notes[kind])
@@ -204,10 +201,9 @@ def looked_for(layout: Layout, images: Sequence[Path]) -> str:
     told = f"looked in {' '.join(tried)} for *{', *'.join(filter(None, ends))}; " * bool(tried)
     own = {path for _, path in layout.files(layout.pattern)}
     others = islice((path for path in walk(layout.root) if is_image(path) and path not in own), 2000)
-    others = {path.relative_to(layout.root).as_posix(): path.stem for path in others}
-    scores = {name: SequenceMatcher(None, images[0].stem, stem).ratio() for name, stem in others.items()}
-    near = max(scores, key=scores.get, default=None)
-    told += f"the nearest file is {near}; " * bool(near and scores[near] > 0.3)
+    others = {path.stem: path.relative_to(layout.root).as_posix() for path in others}
+    for near in get_close_matches(images[0].stem, others, 1, 0.3):
+        told += f"the nearest file is {others[near]}; "
     more = "; examples/import_labels.py converts labelme's polygons and pictures with their labels side by side"
     return f"{told}expected {layout.expected()}{more * layout.own_classes}"
 
@@ -288,7 +284,7 @@ def counterparts(images: Sequence[Path], root: Path, translated: Path) -> tuple[
     found, missing = [], []
     for image in images:
         path = translated / image.relative_to(root)
-        candidates = [path, *(path.with_suffix(suffix) for suffix in sorted(IMAGE_SUFFIXES))]
+        candidates = (path, *(path.with_suffix(suffix) for suffix in sorted(IMAGE_SUFFIXES)))
         there = next(filter(os.path.isfile, candidates), None)
         found.append(there) if there else missing.append(image)
     return found, missing
@@ -298,12 +294,10 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
     """Raises InputError where night images are day images too: there is nothing to learn from such pairs."""
     day_images = {path for image_set in days for path in image_set.real_paths()}
     for image_set in nights:
-        shared = len(day_images.intersection(image_set.real_paths()))
-        if shared:
-            raise InputError(
-                f"--night {image_set.name}: {shared:,} of its {counted(len(image_set.images), 'image')} are day images "
-                f"too (of {' or '.join(day.name for day in days)}); give a folder of night images"
-            )
+        if shared := len(day_images.intersection(image_set.real_paths())):
+            found = f"{shared:,} of its {counted(len(image_set.images), 'image')} are day images too"
+            of = " or ".join(day.name for day in days)
+            raise InputError(f"--night {image_set.name}: {found} (of {of}); give a folder of night images")
 
 
 def announce(sets: Sequence[ImageSet], places: dict[str, str | None]) -> None:
@@ -319,12 +313,6 @@ def announce(sets: Sequence[ImageSet], places: dict[str, str | None]) -> None:
         say(str(image_set))
         for note in image_set.notes:
             say(f"  {note}")
-
-
-def evenly(length: int, count: int) -> list[int]:
-    """At most `count` of `length` numbers, evenly spaced: neighbours in a video are nearly the same image."""
-    count = min(length, count)
-    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
 def thinned(image_set: ImageSet, count: int) -> ImageSet:

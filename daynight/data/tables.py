@@ -2,8 +2,7 @@
 
 import csv
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from daynight.data.labels import CITYSCAPES, IGNORE, OWN_COLORS, Classes, LabelKind, read_classes
@@ -23,23 +22,18 @@ _COLUMNS = {  # of the header, without case
 }
 
 
-def find_table(folders: Iterable[Path], names: tuple[str, ...] = TABLES) -> Path | None:
-    """The first of these tables in the first folder that has one. Raises InputError where two of a name differ."""
-    folders = list(folders)
-    for name in names:
-        found = [folder / name for folder in folders if os.path.isfile(folder / name)]
-        for other in found[1:]:
-            if other.read_bytes() != found[0].read_bytes():
-                raise InputError(f"{other}: differs from {found[0]}; make them equal, or give one split at a time")
-        if found:
-            return found[0]
-    return None
-
-
-def tables_of(files: Iterable[Path]) -> tuple[Path | None, Path | None]:
-    """Of the tables that own data have: the one of another tool, and classes.json."""
-    folders = dict.fromkeys(path.parent for path in files)
-    return find_table(folders), find_table(folders, NAMES[:1])
+def tables_of(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
+    """Of the tables that own data have: the one of another tool, and classes.json. Raises InputError where two of a
+    name differ."""
+    chosen = []
+    for names in (TABLES, NAMES[:1]):
+        name = next((name for name in names if any(path.name == name for path in files)), None)
+        first, *others = [path for path in files if path.name == name] or [None]
+        for other in others:
+            if other.read_bytes() != first.read_bytes():
+                raise InputError(f"{other}: differs from {first}; make them equal, or give one split at a time")
+        chosen.append(first)
+    return tuple(chosen)
 
 
 def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKind, list[str]]:
@@ -53,7 +47,8 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
     if not table:
         classes = read_classes(own) if own else CITYSCAPES
         told = own.name if own else "Cityscapes"
-        return classes, LabelKind("trainIds", colors=_colors(classes, classes, told), told=told), []
+        pairs = zip(classes.names, classes.colors, strict=True)
+        return classes, LabelKind("trainIds", colors=_colors(pairs, classes, told), told=told), []
     rows = _rows(table)
     if own:
         classes = read_classes(own)
@@ -73,10 +68,8 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
     ignored = [name for name, _, _ in rows if name.casefold() not in train_ids]
     more = "" if own else "; a classes.json names what to learn"
     remarks = [f"{table.name}: {', '.join(ignored)} ignored (255){more}"] * bool(ignored)
-    colors = {}
-    if all(color for _, _, color in rows):
-        everything = Classes(tuple(name for name, _, _ in rows), tuple(color for _, _, color in rows))
-        colors = _colors(everything, classes, table.name)
+    pairs = [(name, color) for name, _, color in rows if color]
+    colors = _colors(pairs, classes, table.name) if len(pairs) == len(rows) else {}
     # without ids, that of an entry is its place, as CVAT has it
     numbers = [i if number is None else number for i, (_, number, _) in enumerate(rows[: IGNORE + 1])]
     ids = {number: train_ids.get(row[0].casefold(), IGNORE) for number, row in zip(numbers, rows, strict=False)}
@@ -86,14 +79,14 @@ def read_meaning(table: Path | None, own: Path | None) -> tuple[Classes, LabelKi
     return classes, LabelKind("ids", told, max(ids) + 1, ids, colors=colors, holes=holes, told=table.name), remarks
 
 
-def _colors(everything: Classes, classes: Classes, told: str) -> dict[tuple, int]:
-    """Colour → train id. Black that the table does not have is ignored where daynight or Cityscapes wrote the colours:
-    both leave black what has no class."""
+def _colors(pairs: Iterable[tuple[str, tuple]], classes: Classes, told: str) -> dict[tuple, int]:
+    """Colour → train id, of (name, colour). Black that the table does not have is ignored where daynight or Cityscapes
+    wrote the colours: both leave black what has no class."""
     train_ids = {name.casefold(): i for i, name in enumerate(classes.names)}
     found = {(0, 0, 0): IGNORE} if told in OWN_COLORS else {}
     if told == "Cityscapes":
         found |= dict.fromkeys(_CITYSCAPES_VOID, IGNORE)
-    pairs = [(c, train_ids.get(n.casefold(), IGNORE)) for n, c in zip(everything.names, everything.colors, strict=True)]
+    pairs = [(color, train_ids.get(name.casefold(), IGNORE)) for name, color in pairs]
     shared = {color for color, i in pairs if {j for c, j in pairs if c == color} != {i}}
     return found | {color: i for color, i in pairs if color not in shared}
 

@@ -71,8 +71,14 @@ class Folder:
     """
 
     def __init__(self, path: Path, sets: dict[str, ImageSet], size: str):
-        self.name = str(path)
-        self.photographs = {name: Photographs(translations_of(s, path), size) for name, s in sets.items()}
+        self.name, self.photographs = str(path), {}
+        for name, image_set in sets.items():
+            found, without = counterparts(image_set.images, image_set.root, path)
+            if without:
+                missing = f"{len(without):,} of {len(image_set.images):,} images of {image_set.name}"
+                told = f"{missing} have no translation there, as {without[0].relative_to(image_set.root)}"
+                raise InputError(f"--translated {path}: {told}; daynight translate goes on with it")
+            self.photographs[name] = Photographs(found, size)
         self.root = locate(path).root
         self.record = next(filter(Path.is_file, (f / "translation.json" for f in (path, self.root))), None)
         self.identity = f"folder {read_json(self.record).get('model') if self.record else path}"
@@ -88,17 +94,6 @@ class Folder:
 
 
 UNTRAINED = {"darken": Darken, "fourier": Fourier}
-
-
-def translations_of(image_set: ImageSet, folder: Path) -> list[Path]:
-    """The translation of each image. Raises `InputError` naming one that is missing."""
-    found, without = counterparts(image_set.images, image_set.root, folder)
-    if without:
-        raise InputError(
-            f"--translated {folder}: {len(without):,} of {len(image_set.images):,} images of {image_set.name} have no "
-            f"translation there, as {without[0].relative_to(image_set.root)}; daynight translate goes on with it"
-        )
-    return found
 
 
 class Draw:

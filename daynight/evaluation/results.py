@@ -34,11 +34,10 @@ PANELS = 24  # of each data set on the page
 
 
 class Result(NamedTuple):
-    """One run on one data set.
+    """One run on one data set. entry: as in `--json`.
 
-    entry: as in `--json`. matrix: classes × (classes + 1) pixels; the last column counts pixels whose prediction is no
-    class. of_images: images×3×classes, each image's `counts`. resampled: the mIoU of bootstrap samples, 0 to 100;
-    sample k draws the same images in every result on one data set.
+    matrix: classes × (classes + 1) pixels; the last column counts pixels whose prediction is no class. of_images:
+    images×3×classes, each image's `counts`. resampled: the mIoU of bootstrap samples, 0 to 100, paired by image.
     """
 
     entry: dict
@@ -173,10 +172,8 @@ def both_means(results: list[Result]) -> list[str]:
         if present != official:
             name = " ".join(filter(None, [entry["dataset"], entry["split"]]))
             occur, seen = (int((found > 0).sum()) for found in (labelled, labelled + predicted))
-            lines.append(
-                f"{name}, {entry['model']}: mIoU over the {occur} classes that occur: {present}; over the {seen} that "
-                f"occur or are predicted, as cityscapesScripts counts: {official}"
-            )
+            more = f"over the {seen} that occur or are predicted, as cityscapesScripts counts: {official}"
+            lines.append(f"{name}, {entry['model']}: mIoU over the {occur} classes that occur: {present}; {more}")
     return lines
 
 
@@ -215,13 +212,11 @@ def write_page(results: list[Result], sets: list[ImageSet], folder: Path) -> Non
                 *panels(of_set, image_set, folder),
             )
         )
-    text = page.page("daynight eval", *parts)
-    write_text(folder / "index.html", text)
+    write_text(folder / "index.html", page.page("daynight eval", *parts))
 
 
 def panels(results: list[Result], image_set: ImageSet, folder: Path) -> Iterator[page.Html]:
-    """The images on which the runs differ most, or on which the only run is worst: image, truth, and the prediction of
-    each run."""
+    """The images on which the runs differ most, or the only run is worst: image, truth, and each run's prediction."""
     scores = 100 * torch.stack([mean_iou_of(result.of_images) for result in results])
     spread = scores.amax(0) - scores.amin(0) if len(results) > 1 else 100 - scores[0]
     images, classes, names = Images(image_set.images), image_set.classes, png_names(image_set.images)

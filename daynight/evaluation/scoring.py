@@ -35,8 +35,7 @@ RECORD = "evaluation.json"  # in the folder of --save: what it is made with
 def evaluate(options: EvalOptions) -> list[dict]:
     """Score every model on every data set (§4.3): one entry for each pair. Writes them as asked, shows a table.
 
-    Results come first: what cannot be written or shown after them costs none of them, and is said at the end
-    (`RunError`).
+    What cannot be written or shown costs no result, and is said at the end (`RunError`).
     """
     accelerator = make_accelerator(options.precision)
     if options.dry_run:
@@ -112,26 +111,18 @@ def compare(options: EvalOptions, accelerator) -> tuple[list[ImageSet], list, li
 
 def heading(run, image_set: ImageSet, options: EvalOptions) -> dict:
     """What of an entry is known before scoring."""
-    entry = {
-        "model": run.name,
-        "dataset": image_set.name,
-        "split": image_set.split,
-        "images": len(image_set.images),
-        "size": None,
-        "labels": str(image_set.label_kind),
-        "mean": options.mean,
-    }
+    entry = {"model": run.name, "dataset": image_set.name, "split": image_set.split, "images": len(image_set.images)}
+    entry |= {"size": None, "labels": str(image_set.label_kind), "mean": options.mean}
     if options.class_map:
         entry["class_map"] = read_json(Path(options.class_map))
     return entry | run.settings
 
 
 def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None:
-    """What is scored of a data set. Unless `labelled`, None where it has no labels. Raises `InputError` where all
-    pixels of its labels are ignored, as in Cityscapes' test set."""
+    """What is scored of a data set; unless `labelled`, None where it has no labels. Raises `InputError` where labels
+    ignore all pixels, as those of Cityscapes' test set do."""
     splits = (options.split,) if options.split else ("train", "val", "test") if options.list_ else None
-    root = Path(options.data_root)
-    found = None
+    root, found = Path(options.data_root), None
     # a damaged label is reported when it is scored
     with suppress(Unreadable) if labelled else suppress(Unreadable, Unlabelled):
         found = load(name, root, "--dataset", splits=splits, labels=options.labels, labelled=True)
@@ -167,10 +158,7 @@ def check_data(options: EvalOptions) -> None:
 
 class Model:
     """A network to score, and how: `settings` of an entry. classes: those of its train ids. weights: their identity.
-    card: its folder and that identity, if it has a model card on this machine.
-
-    Raises `InputError` if there is no such model.
-    """
+    card: its folder and that identity, if it has a model card here. Raises `InputError` if there is no such model."""
 
     def __init__(self, name: str, options: EvalOptions, accelerator):
         self.name, self.options, self.accelerator = name, options, accelerator
@@ -194,10 +182,7 @@ class Model:
 
 
 class Predictions:
-    """A folder of predictions to score, in the classes of each data set.
-
-    Raises `InputError` if an image has no prediction, or several.
-    """
+    """A folder of predictions to score. Raises `InputError` if an image has no prediction, or several."""
 
     classes, card, weights, settings = None, None, None, {"size": None, "scales": None, "flip": None}
 
@@ -263,11 +248,10 @@ def find_predictions(folder: Path, image_set: ImageSet) -> list[Path]:
             raise InputError(f"--predictions {folder}: {fitting[0]} and {fitting[1]} are both of {image.name}")
         found += fitting
     if None in found:
-        first = image_set.images[found.index(None)]
-        raise InputError(
-            f"--predictions {folder}: no PNG for {found.count(None):,} of {len(found):,} images of {image_set.name}, "
-            f"the first {first.name}; wanted: {image_set.stem(first)}.png below, or in a folder like the image's"
-        )
+        first, missing = image_set.images[found.index(None)], f"{found.count(None):,} of {len(found):,} images"
+        told = f"no PNG for {missing} of {image_set.name}, the first {first.name}"
+        wanted = f"{image_set.stem(first)}.png below, or in a folder like the image's"
+        raise InputError(f"--predictions {folder}: {told}; wanted: {wanted}")
     return found
 
 
@@ -295,10 +279,8 @@ def class_map(run, image_set: ImageSet, file: str | None) -> torch.Tensor:
     lost = [name for name in ours if name not in names.values()]
     foreign = [name for name in theirs if names[name] is None]
     if len(lost) == len(ours):
-        raise InputError(
-            f"--dataset {image_set.name}: none of its classes ({', '.join(ours)}) is one of --model {run.name} "
-            f"({', '.join(theirs)}); give --class-map"
-        )
+        told = f"none of its classes ({', '.join(ours)}) is one of --model {run.name} ({', '.join(theirs)})"
+        raise InputError(f"--dataset {image_set.name}: {told}; give --class-map")
     where, scored = f"{run.name} on {image_set.name}", len(ours) - len(lost)
     if lost:
         say(f"{where}: {scored} of {len(ours)} classes; pixels not scored: {', '.join(lost)}")

@@ -69,20 +69,21 @@ def audit(judge: Judge, folders: Folders, threads: int) -> None:
     content = read_json(result) if result.is_file() else {}
     known = {entry.get("key"): entry for entry in content["images"]} if content.get("audit") == judge.record else {}
     gathered(None)  # every translation is there
-    pairs = zip(
-        states(folders.root, folders.images), states(folders.out, [*map(folders.place, folders.images)]), strict=True
-    )
-    keys = [digest("".join(image + translation)) for (*image, _), (*translation, _) in pairs]  # of names and contents
+    before, after = states(folders.root, folders.images), states(folders.out, [*map(folders.place, folders.images)])
+    # of names and contents
+    keys = [digest("".join(image[:2] + other[:2])) for image, other in zip(before, after, strict=True)]
     key_of = dict(zip(folders.images, keys, strict=True))
 
     def part_of(path: Path) -> Path:
         return parts / judge.record["model"] / f"{key_of[path]}.json"
 
+    def is_done(path: Path) -> bool:
+        return key_of[path] in known or part_of(path).is_file()
+
     def results(paths):
         return judge.compare(paths, list(map(folders.place, paths)), threads)
 
-    title, done = f"audit by {judge.name}", lambda path: key_of[path] in known or part_of(path).is_file()
-    for path, _, _, before, after in unfinished(title, folders.images, done, results):
+    for path, _, _, before, after in unfinished(f"audit by {judge.name}", folders.images, is_done, results):
         part_of(path).parent.mkdir(parents=True, exist_ok=True)
         entry = {"image": path.relative_to(folders.root).as_posix(), "key": key_of[path]}
         write_json(part_of(path), entry | changes_of(before, after, judge.classes.names))
@@ -129,26 +130,22 @@ def report(judge: Judge, folders: Folders, images: list[dict]) -> None:
     rows.sort(key=lambda row: (row["kept"], -row["pixels"], row["image"], row["class"]))
     kept = 100 * int(matrix.trace()) / pixels
     said = f"{kept:.1f} % of the pixels keep the class that {judge.name} gave them before"
-    columns = ["class", "pixels before, %", "kept, %", "became"]
+    columns, sides = ["class", "pixels before, %", "kept, %", "became"], ("before", "after")
+    worst = [[row["image"], *cells(row["class"], row["share"], row)] for row in rows[:ROWS]]
+    more = f" The first {ROWS} of {len(rows):,}; all are in {RESULT}." if len(rows) > ROWS else ""
     parts = [
         page.section(
             "Classes",
             f"{len(images):,} images. {said}. A model that has not seen night misreads much of what a good "
             "translation keeps.",
             page.table(columns, [cells(name, 100 * row["pixels"] / pixels, row) for name, row in classes.items()]),
-            page.heatmap(
-                matrix, names, "Of each class before, the share predicted as each after, %", ("before", "after")
-            ),
+            page.heatmap(matrix, names, "Of each class before, the share predicted as each after, %", sides),
         ),
         page.section(
             "Worst first",
             "One row for each image and class; the smallest share kept comes first. Classes with less than "
-            f"{100 * SMALLEST:g} % of an image are left out."
-            + f" The first {ROWS} of {len(rows):,}; all are in {RESULT}."
-            * (len(rows) > ROWS),
-            page.table(
-                ["image", *columns], [[row["image"], *cells(row["class"], row["share"], row)] for row in rows[:ROWS]]
-            ),
+            f"{100 * SMALLEST:g} % of an image are left out.{more}",
+            page.table(["image", *columns], worst),
         ),
         page.section(
             "Where they differ",
@@ -156,8 +153,7 @@ def report(judge: Judge, folders: Folders, images: list[dict]) -> None:
             *panels(judge, folders, rows),
         ),
     ]
-    text = page.page("daynight translate --audit", *parts)
-    write_text(folders.out / PAGE, text)
+    write_text(folders.out / PAGE, page.page("daynight translate --audit", *parts))
     head = {"audit": judge.record, "kept": kept, "classes": classes, "worst": rows[:ROWS]}
     write_json(folders.out / RESULT, head | {"images": images})
     least = sorted((row["kept"], name) for name, row in classes.items() if row["pixels"])[:3]

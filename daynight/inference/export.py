@@ -23,7 +23,7 @@ from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator, InstanceNorm, RowConv, UpConv
 from daynight.models.hub import find_model, identity, load_model
 from daynight.system import __version__
-from daynight.system.console import say
+from daynight.system.console import discard, say
 from daynight.system.errors import InputError, RunError
 from daynight.system.files import replace
 
@@ -59,8 +59,8 @@ class Deployed(nn.Module):
         pixels differ by one level. These are matrix products, which every runtime has."""
         if self.size == "native":
             return pixels
-        pixels = (pixels @ triangles(pixels.shape[3], width).T + 0.5).floor()
-        return (triangles(pixels.shape[2], height) @ pixels + 0.5).floor()
+        pixels = (pixels @ resampled(pixels.shape[3], width, triangle).T + 0.5).floor()
+        return (resampled(pixels.shape[2], height, triangle) @ pixels + 0.5).floor()
 
 
 class Traceable(nn.Module):
@@ -93,8 +93,8 @@ class Traceable(nn.Module):
 
 
 def tiles(length: int, crop: int):
-    """The tiles of `inference.tiles.tiled` along one side: the positions of all their pixels in the image (T), the
-    length of a tile, and the matrix length×T that adds the tiles up under their windows."""
+    """The tiles of `tiled` along one side: the positions of their pixels (T), the length of a tile, and the matrix
+    length×T that adds the tiles up under their windows."""
     part, _ = ordered(length, crop)
     _, step = ordered(part // 2, 1)
     starts = torch.arange((length - part + step - 1) // step + 1) * step
@@ -104,20 +104,21 @@ def tiles(length: int, crop: int):
     return places, part, (torch.arange(length)[:, None] == places) * window.repeat(starts.shape[0])
 
 
-def triangles(length: int, target: int):
-    """The weight of each of `length` pixels in each of `target` pixels: target×length."""
+def resampled(length: int, target: int, kernel):
+    """The weight of each of `length` pixels in each of `target` pixels, by their distance: target×length."""
     apart = (2 * torch.arange(length) + 1) * target - ((2 * torch.arange(target) + 1) * length)[:, None]
-    weights = (1 - apart.abs() / (2 * ordered(length, target)[1])).clamp(min=0)
+    weights = kernel(apart.abs() / (2 * ordered(length, target)[1]))
     return weights / weights.sum(1, keepdim=True)
 
 
-def cubics(length: int, target: int):
-    """As `triangles`, with Keys' cubic of a = -1/2, as antialiased bicubic resampling has it."""
-    apart = (2 * torch.arange(length) + 1) * target - ((2 * torch.arange(target) + 1) * length)[:, None]
-    x = apart.abs() / (2 * ordered(length, target)[1])
+def triangle(x):
+    return (1 - x).clamp(min=0)
+
+
+def cubic(x):
+    """Keys' cubic of a = -1/2, as antialiased bicubic resampling has it."""
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-    return weights / weights.sum(1, keepdim=True)
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def shape_at(height: int, width: int, size: str) -> tuple[int, int]:
@@ -136,8 +137,7 @@ def ordered(a: int, b: int) -> tuple[int, int]:
 
 
 def export(options: ExportOptions) -> None:
-    """Write a network as an ONNX file. First compare the file, in ONNX Runtime, with the original network on a drawn
-    picture; write nothing if they differ.
+    """Write a network as an ONNX file, if ONNX Runtime and the original network agree on a drawn picture.
 
     Raises `InputError` for bad options, `RunError` if the network cannot be exported or the check fails.
     """
@@ -234,12 +234,12 @@ def resampling():
     antialiasing."""
     interpolate = F.interpolate
 
-    def resampled(x, size=None, *arguments, mode="nearest", antialias=False, **settings):
+    def as_products(x, size=None, *arguments, mode="nearest", antialias=False, **settings):
         if mode != "bicubic" or not antialias:
             return interpolate(x, size, *arguments, mode=mode, antialias=antialias, **settings)
-        return cubics(x.shape[2], size[0]) @ x @ cubics(x.shape[3], size[1]).T
+        return resampled(x.shape[2], size[0], cubic) @ x @ resampled(x.shape[3], size[1], cubic).T
 
-    F.interpolate = resampled
+    F.interpolate = as_products
     try:
         yield
     finally:
@@ -252,8 +252,7 @@ def silent():
     sys.stdout.flush()
     kept = os.dup(1)
     try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
+        discard(1)
         yield
     finally:
         os.dup2(kept, 1)

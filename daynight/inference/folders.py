@@ -58,10 +58,8 @@ def find(name: str, data_root: str, out: str, lists: Sequence[str] = ()) -> Fold
     images = image_files(given)
     for folder in {root, *(image.parent for image in images)}:  # links may lead elsewhere
         check_apart(folder, Path(out))
-    if lists:
-        every = ImageSet(name, root, "--in", None, images, (None,) * len(images), None, None, ())
-        images = listed([every], lists)[0].images
-    return Folders(given, root, images, Path(out))
+    every = ImageSet(name, root, "--in", None, images, (None,) * len(images))
+    return Folders(given, root, listed([every], lists)[0].images, Path(out))
 
 
 def png_names(paths: Sequence[Path]) -> dict[Path, Path]:

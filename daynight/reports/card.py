@@ -65,8 +65,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
     if f"`{weights}`" in before:
         if bool(previews) != (CAPTION in before):
             before = re.sub(rf"{re.escape(CAPTION)}(\n.+)?\n*", "", before)
-            text = before.replace("## Use\n", f"{PICTURE * bool(previews)}## Use\n", 1)
-            write_text(path, text)
+            write_text(path, before.replace("## Use\n", f"{PICTURE * bool(previews)}## Use\n", 1))
         return
     config, record = read_json(folder / "config.json"), read_json(run / "options.json")
     command, task, tags, title, what, use = KINDS[config["class"]]
@@ -95,8 +94,7 @@ def write_card(folder: Path, step: int, run: Path, options) -> None:
         last_metrics(run / "metrics.jsonl", step),
         f"## Results\n\n{BEGIN}\n{END}" if task == "image-segmentation" else "",
     ]
-    text = "\n\n".join(filter(None, parts)) + "\n"
-    write_text(path, text)
+    write_text(path, "\n\n".join(filter(None, parts)) + "\n")
 
 
 def base_model(options) -> str | None:
@@ -164,11 +162,13 @@ def results_of(entry: dict) -> list:
     """The mIoU and the accuracy of an entry of `--json`."""
     name, task, settings = public(entry["dataset"]), "image-segmentation", {key: entry[key] for key in SETTINGS}
     shared = {"task_type": task, "dataset_type": name, "dataset_name": name, "dataset_split": entry["split"]}
-    miou = {"metric_type": "mean_iou", "metric_name": "mIoU, %", "metric_value": entry["miou"]}
-    accuracy = {"metric_type": "accuracy", "metric_name": "pixel accuracy, %", "metric_value": entry["accuracy"]}
+    metrics = (
+        ("mean_iou", "mIoU, %", entry["miou"], settings | {"interval": entry["miou_interval"]}),
+        ("accuracy", "pixel accuracy, %", entry["accuracy"], settings),
+    )
     return [
-        EvalResult(**shared, **miou, metric_args=settings | {"interval": entry["miou_interval"]}),
-        EvalResult(**shared, **accuracy, metric_args=settings),
+        EvalResult(**shared, metric_type=kind, metric_name=name, metric_value=value, metric_args=arguments)
+        for kind, name, value, arguments in metrics
     ]
 
 

@@ -46,10 +46,9 @@ def writing(folder: Path, step: int):
 class Checkpoint:
     """Saves and restores everything that a training changes; writes its products beside.
 
-    `parts`: what is the same in all processes, by name: anything with `state_dict` and `load_state_dict`; of those that
-    are None nothing is saved. `local`: the same for what each process has of its own. `products`: the models to write
-    to a subfolder of that name. `best`: the part that keeps the best weights (`Best`); they go to `best/<product>`.
-    `describe(folder, steps)` is called for each product after its files are written.
+    `parts`: what is the same in all processes, by name: anything with `state_dict` and `load_state_dict`, or None.
+    `local`: the same for what each process has of its own. `products`: the models to write to a subfolder of that name.
+    `best`: a `Best`, whose weights go to `best/<product>`. `describe(folder, steps)` follows the files of each product.
     """
 
     def __init__(
@@ -89,9 +88,7 @@ class Checkpoint:
                 return step, values, page
             warn(f"{path} is not whole ({problem}): trying the one before")
         if found:
-            raise InputError(
-                f"--out {self.folder}: none of its checkpoints is whole; give another --out to begin again"
-            )
+            raise InputError(f"--out {self.folder}: none of its checkpoints is whole; give another to begin again")
         return 0, {}, {}
 
     def _load(self, path: Path) -> tuple[int, dict, dict]:
@@ -110,9 +107,8 @@ class Checkpoint:
         """
         for name, model in self.parts.items():
             if isinstance(model, torch.nn.Module) and any(p.isnan().any() for p in model.parameters()):
-                raise RunError(
-                    f"weights of {name} are nan after step {step:,}{left_in(self.folder)}; a lower --lr may help"
-                )
+                what = f"weights of {name} are nan after step {step:,}"
+                raise RunError(f"{what}{left_in(self.folder)}; a lower --lr may help")
         final = self.folder / f"{PREFIX}{step:07d}"
         part = self.folder / marked(final.name)
         main = self.accelerator.is_main_process

@@ -165,24 +165,7 @@ class Run:
             self.logger.trackers.finish()
             for s, handler in handlers.items():
                 signal.signal(s, handler)
-        self.tell_end(checkpoint)
-
-    def tell_end(self, checkpoint: Checkpoint) -> None:
-        """Show the last line of metrics.jsonl in words; say where the models are and what to do next."""
-        line = next(iter(self.logger.lines(self.total, 1)), {})
-        found = Table("name", "what it is", "value", "unit", box=box.SIMPLE)
-        for name, value in line.items():
-            if "/" not in name and name != "step" and type(value) in (int, float):
-                words, unit = meaning(name)
-                found.add_row(name, words, f"{value:.4g}", unit)
-        if found.row_count:
-            show(found)
-        products = ", ".join(str(self.folder / name) for name in checkpoint.written())
-        say(f"{self.folder}: {self.total:,} steps done; {products}")
-        names = {name: shlex.quote(str(x)) for name, x in asdict(self.options).items() if name in ("day", "out")}
-        night = next(iter(self.options.night), "NIGHT")
-        names |= {"translated": shlex.quote(f"{Path(self.options.day).name}_night"), "night": shlex.quote(night)}
-        say(f"next: {self.options.then.format(**names)}")
+        tell_end(self, checkpoint)
 
     def slow(self, seconds: float) -> str:
         """What to do about a training that takes more than a day; "" where it does not."""
@@ -251,6 +234,24 @@ class Run:
                 self.alive()
                 self.logger.preview(done, self.make_preview())
             self.logger.write_page(done, self.meter.status() if done else "starting")
+
+
+def tell_end(run: Run, checkpoint: Checkpoint) -> None:
+    """Show the last line of metrics.jsonl in words; say where the models are and what to do next."""
+    line = next(iter(run.logger.lines(run.total, 1)), {})
+    found = Table("name", "what it is", "value", "unit", box=box.SIMPLE)
+    for name, value in line.items():
+        if "/" not in name and name != "step" and type(value) in (int, float):
+            words, unit = meaning(name)
+            found.add_row(name, words, f"{value:.4g}", unit)
+    if found.row_count:
+        show(found)
+    products = ", ".join(str(run.folder / name) for name in checkpoint.written())
+    say(f"{run.folder}: {run.total:,} steps done; {products}")
+    names = {name: shlex.quote(str(x)) for name, x in asdict(run.options).items() if name in ("day", "out")}
+    night = next(iter(run.options.night), "NIGHT")
+    names |= {"translated": shlex.quote(f"{Path(run.options.day).name}_night"), "night": shlex.quote(night)}
+    say(f"next: {run.options.then.format(**names)}")
 
 
 def holds_run(folder: Path, options, data: dict[str, str]) -> bool:

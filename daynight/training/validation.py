@@ -38,16 +38,10 @@ def held_out(options, sets: dict[str, list[ImageSet]], root: Path, labelled=()) 
     """
     if not options.validate_every:
         return sets, {}
-    held = {
-        option: [
-            hold_out(
-                s, root, option, options.validate_images, time=option.removeprefix("--"), labelled=option in labelled
-            )
-            for s in some
-        ]
-        for option, some in sets.items()
-        if option in ("--day", "--night")
-    }
+    held = {}
+    for option in [option for option in sets if option in ("--day", "--night")]:
+        asked = {"time": option.removeprefix("--"), "labelled": option in labelled}
+        held[option] = [hold_out(s, root, option, options.validate_images, **asked) for s in sets[option]]
     taken = [s for some in held.values() for s in some if s.split != "val"]
     left = {option: [without(s, taken) for s in some] for option, some in sets.items()}
     trained_on = [s for some in left.values() for s in some]
@@ -67,10 +61,9 @@ def fingerprints(sets: dict[str, list], held: dict[str, list], networks: dict | 
 
 
 class Best:
-    """The weights of a run at its best validation so far, by the value named `measure`.
+    """The weights of a run at its best validation so far, by the value named `measure` ("none": nothing is kept).
 
-    `live`: the models that the run averages, by name. `models`: copies of them as they were, none before the first
-    validation. `measure` may be "none": then nothing is kept.
+    `live`: the models that the run averages, by name. `models`: copies of them, none before the first validation.
     """
 
     def __init__(self, measure: str, live: dict[str, nn.Module]):
@@ -79,27 +72,21 @@ class Best:
 
     def take(self, step: int, values: dict[str, float]) -> None:
         """The values of the validation when `step` steps are done; of equal ones the first is kept."""
-        value = values.get(self.measure)
-        if value is None:
-            return
-        if self.value is None or (value < self.value if self.measure in LOWER else value > self.value):
-            self.value, self.step = value, step
-            self._copy({name: model.state_dict() for name, model in self.live.items()})
+        value, sign = values.get(self.measure), -1 if self.measure in LOWER else 1
+        if value is not None and (self.value is None or sign * value > sign * self.value):
+            models = {name: model.state_dict() for name, model in self.live.items()}
+            self.load_state_dict({"value": value, "step": step, "models": models})
 
     def state_dict(self):
         models = {name: model.state_dict() for name, model in self.models.items()}
         return {"value": self.value, "step": self.step, "models": models}
 
     def load_state_dict(self, state):
-        # restoring may have tried a newer, damaged checkpoint first: forget its models
-        self.value, self.step, self.models = state["value"], state["step"], {}
-        self._copy(state["models"])
-
-    def _copy(self, states: dict[str, dict]) -> None:
-        for name, state in states.items():
-            if name not in self.models:
-                self.models[name] = deepcopy(self.live[name]).cpu()
-            self.models[name].load_state_dict(state)
+        # restoring may have tried a newer, damaged checkpoint first: its models are forgotten
+        self.value, self.step = state["value"], state["step"]
+        self.models = {name: self.models.get(name) or deepcopy(self.live[name]).cpu() for name in state["models"]}
+        for name, model in self.models.items():
+            model.load_state_dict(state["models"][name])
 
 
 class Validation:
@@ -152,9 +139,9 @@ class Validation:
                     self.skipped.add(" ".join(str(error).split()))
         return found
 
-    def all_of(self, found) -> list:
-        """The values that the processes have found, as (number of the image, value), in the images' order."""
-        return [value for _, value in sorted((x for part in gathered(list(found)) for x in part), key=itemgetter(0))]
+    def all_of(self, found: dict[int, object]) -> list:
+        """The values that the processes have found, by the number of the image, in the images' order."""
+        return [value for _, value in sorted((x for part in gathered(found) for x in part.items()), key=itemgetter(0))]
 
     def total(self, found: torch.Tensor) -> torch.Tensor:
         """The sum of whole numbers over the processes: the same in any order."""
@@ -208,7 +195,7 @@ class TranslationValidation(Validation):
         device = self.run.device
         if self.real is None:
             nights = {i: self.vector(self.features(x[None].to(device))) for i, (x, _) in self.images["night"].items()}
-            self.real = self.all_of(nights.items())
+            self.real = self.all_of(nights)
         names = self.judge.config["names"] if self.judge else []
         found, judged = {}, torch.zeros(len(names), len(names), dtype=torch.int64)
         for i, (day, seen_at) in self.images["day"].items():
@@ -226,7 +213,7 @@ class TranslationValidation(Validation):
                 labels = [self.labels(x, seen_at) for x in (day, fake)]
                 judged += confusion_matrix(*labels, len(names)).cpu()
             self.run.alive()
-        of_images = self.all_of(found.items())
+        of_images = self.all_of(found)
         if not of_images:
             return {}
         values = {}
@@ -244,10 +231,8 @@ class TranslationValidation(Validation):
 
     def vector(self, features) -> torch.Tensor:
         """Of one image what KID compares: D numbers."""
-        scales = self.features.norm.scales.sqrt()
-        return torch.cat(
-            [f.float().transpose(0, 1).flatten(1).mean(1) / s for f, s in zip(features, scales, strict=True)]
-        ).cpu()
+        means = [f.float().transpose(0, 1).flatten(1).mean(1) for f in features]
+        return torch.cat([m / s for m, s in zip(means, self.features.norm.scales.sqrt(), strict=True)]).cpu()
 
     def labels(self, image, shape: tuple[int, int]) -> torch.Tensor:
         if image.shape[2:] != shape:
@@ -291,7 +276,7 @@ class SegmentationValidation(Validation):
         for name, some in {"day": held["--day"], "validate_on": [labelled] if labelled else []}.items():
             for image_set in (s for s in some if s.images):
                 photographs = LabelledPhotographs(image_set, options.size)
-                self.images[name] = self.readable(levels_and_labels, photographs)
+                self.images[name] = self.readable(self.with_labels, photographs)
         self.tell_unmeasured(best.measure.removesuffix("_miou") in self.images)
         nights = [path for s in held.get("--night", []) for path in s.images]
         nights = [nights[i] for i in evenly(len(nights), options.validate_images)]
@@ -307,16 +292,21 @@ class SegmentationValidation(Validation):
                 module.training = mode
         return {name: value for values in found for name, value in values.items()}
 
-    def logits(self, model, image) -> torch.Tensor:
+    def with_labels(self, i: int, photographs: LabelledPhotographs) -> tuple[torch.Tensor, torch.Tensor]:
+        image = photographs.levels(i)
+        return image, photographs.label(i, *image.shape[1:])
+
+    def logits(self, model, image: torch.Tensor) -> torch.Tensor:
+        """Of 3×H×W, uint8."""
         with self.accelerator.autocast():
-            return model(image).float()
+            return model(scaled(image[None].to(self.run.device))).float()
 
     def scores(self, name: str, images: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
         """The teacher's scores on labelled images."""
         names = self.teacher.config["names"]
         matrix = torch.zeros(len(names), len(names), dtype=torch.int64)
         for image, labels in images.values():
-            predictions = self.logits(self.teacher, in_range(image, self.run.device)).argmax(1)
+            predictions = self.logits(self.teacher, image).argmax(1)
             matrix += confusion_matrix(labels, predictions.cpu(), len(names))
             self.run.alive()
         matrix = self.total(matrix)
@@ -332,7 +322,6 @@ class SegmentationValidation(Validation):
         classes, rho = len(self.teacher.config["names"]), numbers(self.run.options.rho)[1]
         matrix, pixels = torch.zeros(classes, classes, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
         for image in self.images["night"].values():
-            image = in_range(image, self.run.device)
             logits, others = self.logits(self.teacher, image), self.logits(self.student, image)
             matrix += confusion_matrix(logits.argmax(1), others.argmax(1), classes).cpu()
             accepted = losses.confidence_mask(logits.softmax(1), rho)

@@ -3,13 +3,14 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from daynight.data.formats import open_image
 from daynight.data.labels import CITYSCAPES, IGNORE, KINDS, LABEL_IDS, LABEL_TRAIN_IDS, TRAIN_IDS, LabelKind, read_label
 from daynight.data.layouts.layout import FILE, SHOWN, SPLIT, Layout, folders
 from daynight.data.layouts.photographs import LABEL_FOLDER, check_photographs, remarks, split_of
-from daynight.data.tables import NAMES, find_table, read_meaning, tables_of
+from daynight.data.tables import NAMES, read_meaning, tables_of
 from daynight.system.errors import InputError
 
 _IMAGES = re.compile(r"images?|imgs?|img_dir|jpegimages|rgb|photos?|photographs?|pictures?|frames?", re.IGNORECASE)
@@ -33,7 +34,7 @@ class Folder(Layout):
     def __init__(self, root: Path, notes: tuple[str, ...] = ()):
         images, places = _places(root)
         others = [path.name for path in folders(root, SHOWN) if not LABEL_FOLDER.fullmatch(path.name)]
-        if places and not images and len(others) == 1 and find_table([root], NAMES):
+        if places and not images and len(others) == 1 and _tables_in(root):
             images = [f"{others[0]}/{SPLIT}/{FILE}"]  # whatever it is called
         # where labels have a folder, so have the images
         self.images = tuple(images) or (Folder.images if places else (f"{SPLIT}/{FILE}", FILE))
@@ -56,21 +57,23 @@ class Folder(Layout):
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """A table of classes, labels, or images in splits."""
-        if find_table([root], NAMES) or find_table(filter(_is_split, folders(root, SHOWN)), ("_classes.csv",)):
+        splits = (folder for folder in folders(root, SHOWN) if split_of(folder.name))
+        if _tables_in(root) or any(os.path.isfile(split / "_classes.csv") for split in splits):
             return True
         images, places = _places(root)
-        inside = {path.name for image in images for path in folders(root, image)}
+        inside = (path.name for image in images for path in folders(root, image))
         return "labels/{split}/" in places or bool(images and (places or any(map(split_of, inside))))
 
     def files(self, pattern: str, splits: Sequence[str | None] | None = None):
         """Without labels that lie beside their images. Raises InputError for label maps among the images."""
         found = list(super().files(pattern, splits))
         if pattern == self.pattern:
-            stems = {key for key, _ in found}
-            ends = tuple(filter(None, _ENDINGS))
-            found = [
-                (key, path) for key, path in found if not any((key[0], x) in stems for x in _without(key[1], ends))
-            ]
+            keys, ends = {key for key, _ in found}, [ending.lower() for ending in _ENDINGS if ending]
+
+            def is_label(split: str | None, stem: str) -> bool:
+                return any(stem.lower().endswith(end) and (split, stem[: -len(end)]) in keys for end in ends)
+
+            found = [(key, path) for key, path in found if not is_label(*key)]
             check_photographs(self.root, [path for _, path in found])
         return iter(found)
 
@@ -87,7 +90,7 @@ class Folder(Layout):
         places = [self.root, *[self.root.parent] * bool(split_of(self.root.name))]
         for folder in folders(self.root, *(pattern for _, pattern in self.labels)):
             places += [folder.parent, folder]
-        return [path for place in dict.fromkeys(places) for name in NAMES if os.path.isfile(path := place / name)]
+        return [path for place in dict.fromkeys(places) for path in _tables_in(place)]
 
     def meaning(self, kind: LabelKind, files: Sequence[Path], asked: str | None):
         """(classes, kind, remarks): what the values of these label files mean, by the tables beside them.
@@ -103,12 +106,11 @@ class Folder(Layout):
         classes, meant, notes = read_meaning(table, own)
         if not own and not table:
             notes = [f"no table of classes: the {'names' if named else 'colours'} of labels are read as Cityscapes'"]
-        if table or _is_colored(some[0]):
-            return classes, meant, notes
-        if classes.names != CITYSCAPES.names:
-            if named == LABEL_IDS:
-                told = f"{own}: names other classes than Cityscapes', whose ids labelIds are"
-                raise InputError(f"{told}; leave --labels labelIds out, or rename *_labelIds")
+        colored, ours = _is_colored(some[0]), classes.names == CITYSCAPES.names
+        if not (table or colored or ours) and named == LABEL_IDS:
+            told = f"{own}: names other classes than Cityscapes', whose ids labelIds are"
+            raise InputError(f"{told}; leave --labels labelIds out, or rename *_labelIds")
+        if table or colored or not ours:
             return classes, meant, notes
         if not named and any(_largest_id(path) >= len(classes) for path in some):
             named, notes = LABEL_IDS, ["labels are read as label ids of Cityscapes, as values over 18 show"]
@@ -148,8 +150,8 @@ def _places(root: Path) -> tuple[list[str], list[str]]:
     return images, list(dict.fromkeys(places))
 
 
-def _is_split(folder: Path) -> bool:
-    return split_of(folder.name) is not None
+def _tables_in(folder: Path) -> list[Path]:
+    return [folder / name for name in NAMES if os.path.isfile(folder / name)]
 
 
 def _labels(names) -> list[str]:
@@ -158,23 +160,16 @@ def _labels(names) -> list[str]:
     return sorted(found, key=lambda name: (_LABELS.index(name) if name in _LABELS else len(_LABELS), name))
 
 
-def _without(stem: str, endings: tuple[str, ...]) -> list[str]:
-    return [stem[: -len(end)] for end in endings if stem.lower().endswith(end.lower())]
-
-
 def _is_colored(path: Path) -> bool:
-    try:
-        with open_image(path) as image:
-            return image.mode in ("RGB", "RGBA")
-    except Exception:  # whoever reads the label says what is wrong with it
-        return False
+    with suppress(Exception), open_image(path) as image:  # whoever reads the label says what is wrong with it
+        return image.mode in ("RGB", "RGBA")
+    return False
 
 
 def _largest_id(path: Path) -> int:
     """The largest value of a label file but for 255, by its index; 0 where it cannot be read."""
     every = LabelKind("any", count=IGNORE, train_ids={i: i for i in range(IGNORE)})
-    try:
+    with suppress(InputError):
         values = read_label(path, every, CITYSCAPES)
-    except InputError:
-        return 0
-    return int(values[values != IGNORE].max(initial=0))
+        return int(values[values != IGNORE].max(initial=0))
+    return 0

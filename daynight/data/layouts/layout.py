@@ -17,7 +17,7 @@ class Layout:
     """A data set in the folder `root`. A subclass describes one published data set: it sets and overrides what differs.
 
     Patterns are paths below root. `{split}` stands for the folder of a split, anywhere in the path; `**/*` for what an
-    image and its label have in common, at any depth: "leftImg8bit/{split}/**/*_leftImg8bit" goes with
+    image and its label have in common: "leftImg8bit/{split}/**/*_leftImg8bit" goes with
     "gtFine/{split}/**/*_gtFine_labelIds.png". Images may have any image suffix.
     """
 
@@ -107,8 +107,7 @@ class Layout:
     def find_labels(self, keys: set, splits: Sequence[str | None], labels: str | None, where: str):
         """The first kind that any of the images with these keys has a label of, and its files: {key: path}.
 
-        labels: what `--labels` asks for; plain train ids answer to labelTrainIds. Raises InputError where the layout
-        has no such kind.
+        labels: of `--labels`; plain train ids answer to labelTrainIds. Raises InputError if there is no such kind.
         """
         wanted = {"labelIds": ("labelIds",), "labelTrainIds": ("labelTrainIds", "trainIds")}.get(labels)
         wanted = wanted and (*wanted, "trainIds") if self.own_classes else wanted  # what they mean is said elsewhere
@@ -122,10 +121,8 @@ class Layout:
                 return kind, files
         return None, {}
 
-    def choose(
-        self, images: list[Path], splits: Sequence[str | None], time: str | None, where: str
-    ) -> tuple[list[Path], list[str]]:
-        """Which of the images of some splits to read, and remarks on the others.
+    def choose(self, images: list[Path], splits: Sequence[str | None], time: str | None, where: str):
+        """Which of the images of some splits to read, and a list of remarks on the others.
 
         time: "day", "twilight", "night" or None for all; ignored where the data set does not tell them apart. Raises
         InputError, which begins with `where`, if the files that tell the time are missing.
@@ -161,6 +158,12 @@ def is_image(path: Path) -> bool:
 def counted(number: int, noun: str) -> str:
     """ "1 image" or "2,000 images"."""
     return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` of `length` numbers, evenly spaced: neighbours in a video are nearly the same image."""
+    count = min(length, count)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:

@@ -4,7 +4,7 @@ import os
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from daynight.data.formats import open_image
-from daynight.data.layouts.layout import FILE, Layout, counted, walk
+from daynight.data.layouts.layout import FILE, Layout, counted, evenly, walk
 from daynight.system.errors import InputError
 
 LOOKS = 40  # files of a tree that are decoded; five times as many headers are read
@@ -44,47 +44,49 @@ def check_photographs(root: Path, images: Sequence[Path]) -> None:
     Suspect are names and folders as labels have them, and files of one channel or with a palette that share the stem
     of a file in colours. Few files are opened. A tree of grey photographs is not suspect.
     """
+    for path, found, advice in _label_maps(root, images):
+        raise InputError(f"{root}: {path.relative_to(root).as_posix()} {found}; {advice}")
+
+
+def _label_maps(root: Path, images: Sequence[Path]) -> Iterator[tuple[Path, str, str]]:
+    """Label maps among the images, each with what tells it and with what to give instead."""
     suspects = [path for path in images if _looks_like_label(path, root)]
     rest = [path for path in images if path not in {*suspects}] if suspects else images
     stems = {path.stem for path in rest}
-    for path in (suspects[i] for i in _some(len(suspects), LOOKS)):
+    for path in (suspects[i] for i in evenly(len(suspects), LOOKS)):
         base = _ENDING.fullmatch(path.stem)
         if _IDS.fullmatch(path.stem) or {path.stem, base and base[1]} & stems or _is_flat(path):
-            name = path.relative_to(root).as_posix()
-            found = f"{name} is a label map by its name; so named are {len(suspects):,} of {len(images):,} images"
-            raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
+            found = f"is a label map by its name; so named are {len(suspects):,} of {len(images):,} images"
+            yield path, found, _advice(root, rest, images)
     alike = defaultdict(list)
     for path in images:
         alike[path.stem].append(path)
     groups = [group for group in alike.values() if len(group) > 1]
-    for group in (groups[i] for i in _some(len(groups), 5 * LOOKS)):
+    for group in (groups[i] for i in evenly(len(groups), 5 * LOOKS)):
         modes = {path: _header(path).get("mode", "") for path in group[:8]}
         colored = [path for path, mode in modes.items() if mode.startswith(("RGB", "CMYK", "YCbCr"))]
         single = [path for path, mode in modes.items() if mode in ("1", "L", "P", "I") or mode.startswith("I;16")]
         if colored and single:
-            names = [path.relative_to(root).as_posix() for path in (single[0], colored[0])]
-            found = f"{names[0]} looks like the label map of {names[1]}: one channel, the same stem"
-            rest = [path for path in images if path.parent != single[0].parent]
-            raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
+            found = f"looks like the label map of {colored[0].relative_to(root).as_posix()}: one channel, the same stem"
+            yield single[0], found, _advice(root, [x for x in images if x.parent != single[0].parent], images)
     # where neither names nor headers tell, pixels do
     looked = random.Random(0).sample(images, min(20, len(images)))
     flat = sorted(filter(_is_flat, looked))
     if len(flat) * 4 > len(looked):
-        name, folders = flat[0].relative_to(root).as_posix(), {path.parent for path in flat}
-        found = f"{name} looks like a label map (few values, in areas); so do {len(flat)} of {len(looked)} looked at"
-        rest = [path for path in images if path.parent not in folders]
-        raise InputError(f"{root}: {found}; {_advice(root, rest, images)}")
-    looked = [images[i] for i in _some(len(images), 5)]
+        found = f"looks like a label map (few values, in areas); so do {len(flat)} of {len(looked)} looked at"
+        folders = {path.parent for path in flat}
+        yield flat[0], found, _advice(root, [path for path in images if path.parent not in folders], images)
+    looked = [images[i] for i in evenly(len(images), 5)]
     if looked and all(map(_is_pair, looked)):
-        found = f"{looked[0].relative_to(root).as_posix()} is a photograph and its label map side by side"
-        raise InputError(f"{root}: {found}; examples/import_labels.py makes images/ and labels/ of such pictures")
+        converted = "examples/import_labels.py makes images/ and labels/ of such pictures"
+        yield looked[0], "is a photograph and its label map side by side", converted
 
 
 def remarks(folder: Path, images: Sequence[Path]) -> list[str]:
     """What is left out of a tree of photographs, and whether 16-bit files hold fewer bits than that."""
     unread = Counter(path.suffix.lower() for path in walk(folder) if path.suffix.lower() in _UNREAD)
     notes = [f"{counted(unread.total(), 'file')} not read: {' '.join(sorted(unread))}"] * bool(unread)
-    found = {images[i]: _header(images[i]) for i in _some(len(images), LOOKS)}
+    found = {images[i]: _header(images[i]) for i in evenly(len(images), LOOKS)}
     films = {path: header["frames"] for path, header in found.items() if header.get("frames", 1) > 1}
     for path in list(films)[:1]:
         more = f"; so have {len(films) - 1:,} more of {len(found):,} files looked at" * (len(films) > 1)
@@ -97,11 +99,6 @@ def remarks(folder: Path, images: Sequence[Path]) -> list[str]:
             "12 bits write them: they are read as nearly black; multiply them first"
         )
     return notes
-
-
-def _some(length: int, count: int) -> range | list[int]:
-    """At most `count` of `length` numbers, evenly spaced."""
-    return range(length) if length <= count else [i * length // count for i in range(count)]
 
 
 def _looks_like_label(path: Path, root: Path) -> bool:
