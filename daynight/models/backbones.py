@@ -84,6 +84,11 @@ def ceil_div(length: int, side: int) -> int:
     return (length + side - 1) // side
 
 
+def larger(a: int, b: int) -> int:
+    """The larger of both, by arithmetic that a trace for ONNX records."""
+    return (a + b + abs(a - b)) // 2
+
+
 def fitted(images, plan: Plan):
     """B×3×H×W padded below and to the right to what a network takes; or all their tiles, in rows, as a batch."""
     (height, width), side = images.shape[-2:], plan.multiple

@@ -75,7 +75,7 @@ class Fuse(nn.Module):
         for x, lateral, stride in zip(maps, self.lateral, self.strides, strict=True):
             x, scale = lateral(x), stride // self.strides[0]
             if scale > 1:
-                size = [max(n * scale, m) for n, m in zip(x.shape[-2:], (height, width), strict=True)]
+                size = [backbones.larger(n * scale, m) for n, m in zip(x.shape[-2:], (height, width), strict=True)]
                 x = F.interpolate(x, size, mode="bilinear", align_corners=False)
             total = total + x[..., :height, :width]
         return [F.relu(total)]
@@ -160,7 +160,7 @@ class DeepLabV2(nn.Module):
         finest, plan = self.head.finest, getattr(self.backbone, "plan", backbones.Plan())
         size, stride = (height, width), self.backbone.strides[finest]
         if finest == 0 or plan.multiple > 1:  # the map may reach beyond the image
-            size = [max(n * stride, m) for n, m in zip(maps[finest].shape[-2:], size, strict=True)]
+            size = [backbones.larger(n * stride, m) for n, m in zip(maps[finest].shape[-2:], size, strict=True)]
         hidden = self.head.shared(maps)
 
         def at_full_size(logits):

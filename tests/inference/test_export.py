@@ -25,14 +25,15 @@ NAMES, COLORS = zip(*streets.CLASSES, strict=True)
 SIZES = [(96, 192), (65, 131), (37, 64), (120, 70)]  # with what is no multiple of 4, smaller than a crop, upright
 
 
-def random_teacher(backbone="test_resnet", size="48") -> DeepLabV2:
+def random_teacher(backbone="test_resnet", size="48", head="aspp") -> DeepLabV2:
     """Of random weights, but by day every class is as likely as any other: else one is everywhere."""
-    teacher = DeepLabV2(list(NAMES), list(COLORS), backbone, hidden=8, size=size, pretrained=False).eval()
+    teacher = DeepLabV2(list(NAMES), list(COLORS), backbone, hidden=8, size=size, head=head, pretrained=False).eval()
+    last = list(teacher.head.fc8) if head == "aspp" else [teacher.head.classes]
     with torch.no_grad():
         logits = teacher(to_tensor(Image.fromarray(streets.scene(0, False)[0]))[None])
-        for layer in teacher.head.fc8:
+        for layer in last:
             layer.weight /= logits.std((0, 2, 3))[:, None, None, None]
-        teacher.head.fc8[0].bias -= logits.mean((0, 2, 3)) / logits.std((0, 2, 3))
+        last[0].bias -= logits.mean((0, 2, 3)) / logits.std((0, 2, 3))
     return teacher
 
 
@@ -82,14 +83,15 @@ def test_a_teacher_labels_as_predict_does(home, size, same):
 
 @pytest.mark.parametrize(
     "backbone",
-    ["test_vit", "test_vit3", "test_mambaout"]
+    ["test_vit", "test_vit3", "test_mambaout", "test_convnext+fuse"]
     + [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_small_patch14_dinov2", "vit_small_patch16_dinov3")]
     + [pytest.param(name, marks=pytest.mark.slow) for name in ("swin_tiny_patch4_window7_224", "resnet18")],
 )
 def test_a_teacher_on_another_backbone_labels_as_predict_does(home, backbone):
     """At sizes that are no multiple of anything, by positions that are resampled."""
+    backbone, _, head = backbone.partition("+")
     torch.manual_seed(0)
-    save_model(random_teacher(backbone, "native"), home / backbone)
+    save_model(random_teacher(backbone, "native", head or "aspp"), home / backbone)
     assert daynight(f"predict --in frames --out labels-{backbone} --model {backbone}", home).code == 0
     classes = set()
     for number, (_, found) in enumerate(run(home, f"--model {backbone}", f"labels-{backbone}")):
