@@ -161,7 +161,7 @@ def train(options: SegTrainOptions) -> None:
 
 
 def laid_out(batch: dict) -> dict:
-    """A batch, on a GPU with its images in channels last, as tensor cores want them. A CPU gains nothing."""
+    """A batch; on a GPU its images are in channels last, as tensor cores want them. On a CPU training gains nothing."""
     last = torch.channels_last
     wanted = {name for name, x in batch.items() if x.ndim == 4 and x.device.type == "cuda"}
     return {name: x.contiguous(memory_format=last) if name in wanted else x for name, x in batch.items()}
