@@ -11,6 +11,7 @@ with at_once():
     import signal
     import sys
     import traceback
+    from contextlib import suppress
     from dataclasses import fields
     from importlib import import_module
     from pathlib import Path
@@ -109,25 +110,23 @@ def check_places(command: str, options) -> None:
     from daynight.data.layouts.tree import find, tagged_night
     from daynight.models.place import hub_id, model_folder, weights_file
 
-    root, part = Path(options.data_root), "day2night" if command.startswith("translate") else "teacher"
-    for name, facts in config.declared(type(options)).items():
-        kind, given = facts["names"], getattr(options, name)
-        if not kind or name == "night" and not getattr(options, "needs_night", True):
-            continue
+    root, own = Path(options.data_root), "day2night" if command.startswith("translate") else "teacher"
+    unread = {"night"} if not getattr(options, "needs_night", True) else set()
+    for name, given in vars(options).items():
         option = f"--{name.strip('_').replace('_', '-')}"
         for value in given if isinstance(given, list) else filter(None, [given]):
-            if kind in ("data", "image"):
+            if name in {"day", "night", "unlabelled_day", "translated", "validate_on", "dataset", "in_"} - unread:
                 if not value.startswith("hf:") and not tagged_night(value, root):
-                    find(value, root, option, kind == "image")
-            elif kind == "weights":
+                    find(value, root, option, name == "in_")
+            elif name in ("feature_weights", "backbone_weights"):
                 weights_file(value, options.backbone if name[0] == "b" else options.feature_network, option)
-            elif kind == "file":
-                if not os.path.exists(value):
-                    raise InputError(f"{option} {value}: no such file")
-            elif value not in ("darken", "fourier") and not hub_id(value):
+            elif name in ("list_", "class_map") and not os.path.exists(value):
+                raise InputError(f"{option} {value}: no such file")
+            elif name in ("model", "init", "judge", "audit", "translator"):
                 places = [Path(value, inside, "config.json") for inside in ("", "teacher", "day2night", "night2day")]
-                if not any(map(os.path.isfile, places)):
-                    model_folder(Path(value), part if kind == "model" else kind, f"{option} {value}")
+                if value not in ("darken", "fourier") and not hub_id(value) and not any(map(os.path.isfile, places)):
+                    part = {"judge": "teacher", "audit": "teacher", "translator": "day2night"}.get(name, own)
+                    model_folder(Path(value), part, f"{option} {value}")
 
 
 def add(name: str, options: type, target: str) -> None:
@@ -170,6 +169,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show it.", is_
     """Segmentation that works at night, learned from labelled day images alone."""
 
 
+def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """The cores that a container may use, where these are fewer than it sees; torch starts a thread for each it sees."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with suppress(OSError, ValueError):
+        quota, period = map(int, file.read_text().split())
+        return -(-quota // period) if quota < seen * period else None
+
+
 def main() -> None:
     """Run the command line. Exit status 0, 1 (a run failed) or 2 (usage, input), with one line on stderr."""
     open_streams()
@@ -180,6 +187,10 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # before torch is imported: it repeats every attempt to connect that fails, with the stack
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # threads that spin while they wait for one another made a step 30 times slower on two busy cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if quota := cpu_quota():
+        os.environ.setdefault("OMP_NUM_THREADS", str(quota))
     for variable in sorted(name for name in os.environ.keys() - VARIABLES if name.startswith("DAYNIGHT_")):
         print(f"warning: {variable} is set, but there is no such option", file=sys.stderr)
     try:

@@ -16,14 +16,13 @@ import typer
 PANELS = "Data", "Model", "Optimisation", "Output", "Advanced"
 
 
-def option(panel: str, default, help: str, *, off: str = "", free: bool = False, names: str = "", **settings):
+def option(panel: str, default, help: str, *, off: str = "", free: bool = False, **settings):
     """A field that is an option, spelled like the field: `validate_every` is --validate-every, `in_` is --in.
 
     `default`: `...` if the option must be given. `off`: what switches a flag off. `free`: a resumed run may have
-    another value than before. `names`: what must be there for it, "data", "image" (or data), "file", "weights", or the
-    part of a run that has the model. `settings` of `typer.Option`: min, max, callback.
+    another value than before. `settings` of `typer.Option`: min, max, callback.
     """
-    facts = {"off": off, "free": free, "names": names, "settings": settings | {"rich_help_panel": panel, "help": help}}
+    facts = {"off": off, "free": free, "settings": settings | {"rich_help_panel": panel, "help": help}}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=facts)
     return field(default=MISSING if default is ... else default, metadata=facts)
@@ -93,7 +92,7 @@ check_factors = checked(lambda value: all(0 < n <= 16 for n in factors(value)), 
 def lists():
     """The field `list_`, --list."""
     help = "File of names or stems, one a line: read only these images of a set that has some; repeatable."
-    return Data([], help, free=True, names="file")  # a resumed run checks which images are read
+    return Data([], help, free=True)  # a resumed run checks which images are read
 
 
 @dataclass(kw_only=True)
@@ -116,14 +115,14 @@ class Options:
 class TrainingOptions(Options):
     """What both trainings take. Each of them gives a default to the fields that have none here."""
 
-    day: str = Data("cs", "Day images: a path, or a folder's name under --data-root.", names="data")
-    night: list[str] = Data(["bdd", "dz"], "Night images without labels: as --day; repeatable.", names="data")
+    day: str = Data("cs", "Day images: a path, or a folder's name under --data-root.")
+    night: list[str] = Data(["bdd", "dz"], "Night images without labels: as --day; repeatable.")
     list_: list[str] = lists()
     size: str = Data("512", "Resize images to 512 (the shorter side), 512x1024 or native.", callback=check_size)
     crop: str = Data("256", "Random crop in pixels: 256, or 192x256 (height x width) (§4.2).", callback=check_crop)
     cache: str | None = Data(None, "Folder for decoded images; off: none; default: cache in --out.", free=True)
     skip_unreadable: bool = Data(False, "Go on without files that cannot be read; list them at the end.", free=True)
-    init: str | None = Model(None, "Start from the networks of this run.", names="model")
+    init: str | None = Model(None, "Start from the networks of this run.")
     steps: int = Optimisation(..., "Optimiser steps; schedules are fractions of them.", min=1, max=10_000_000)
     batch_size: int = Optimisation(
         ..., "Samples per step, over all processes; a multiple of their number.", min=1, max=65536
@@ -158,14 +157,10 @@ class TranslateTrainOptions(TrainingOptions):
     upsample: Literal["bilinear", "deconv"] = Model("bilinear", "bilinear (the paper) or deconv (CycleGAN).")
     feature_network: str = Model("vgg19", "Frozen network of Eq. 10: any of timm's (§3.2).")
     feature_layer: list[str] = Model(
-        [], "Module path of a layer of Eq. 10; repeatable; default: features.31 (block5_conv2), else stride 16."
+        [], "Layer of Eq. 10; repeatable; default: features.31 (block5_conv2), else stride 16."
     )
-    feature_weights: str = Model(
-        "pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.", names="weights"
-    )
-    judge: str | None = Model(
-        None, "A run of seg-train: measure how many pixels it labels the same after translation.", names="teacher"
-    )
+    feature_weights: str = Model("pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.")
+    judge: str | None = Model(None, "A run of seg-train: measure how many pixels it labels the same after translation.")
     gan: Literal["bce", "lsgan"] = Optimisation("bce", "bce: Eq. 4; lsgan: least squares.")
     lambda_cyc: float = Optimisation(10.0, "Weight of Eq. 7.", min=0, max=1e6)
     lambda_feature: float = Optimisation(1.0, "Weight of Eq. 10; 0: no network is loaded.", min=0, max=1e6)
@@ -187,16 +182,12 @@ class TranslateTrainOptions(TrainingOptions):
 class TranslateOptions(Options):
     """Translate a folder of images and copy its labels."""
 
-    in_: str = Data(..., "Folder to translate, or an image: a path, or a name under --data-root.", names="image")
+    in_: str = Data(..., "Folder to translate, or an image: a path, or a name under --data-root.")
     list_: list[str] = lists()
-    model: str = Model(
-        "runs/day2night", "A run of translate-train (RUN/best: its best), a model folder, or a Hub id.", names="model"
-    )
+    model: str = Model("runs/day2night", "A run of translate-train (RUN/best: its best), a model folder, or a Hub id.")
     reverse: bool = Model(False, "Translate night to day.")
     whole: bool = Model(False, "Translate whole images, or tiles as in training (2 to 4 times slower).", off="--tiles")
-    audit: str | None = Model(
-        None, "Compare what this segmentation model (as --model) sees before and after.", names="teacher"
-    )
+    audit: str | None = Model(None, "Compare what this segmentation model (as --model) sees before and after.")
     out: str = Output(..., "Folder to write; it gets the same tree. Of one image: a folder or a file.")
     size: str | None = Output(None, "Size to write: 512, 512x1024, native; default: the input's.", callback=check_size)
     link: bool = Output(False, "Hard links to the labels, not copies: an edit of one changes both.")
@@ -213,24 +204,16 @@ class SegTrainOptions(TrainingOptions):
     batch_size: int = 8
     lr: float = 1e-4
     ema_decay: float = 0.999
-    unlabelled_day: str | None = Data(
-        None, "More day images for Eq. 15 (train and train_extra, or any folder).", names="data"
-    )
+    unlabelled_day: str | None = Data(None, "More day images for Eq. 15 (train and train_extra, or any folder).")
     train_on: Literal["day", "translated", "both"] | None = Data(
         None, "Images of Eq. 12; default: both with --ssl or a translation, else day."
     )
-    translated: str | None = Data(
-        None, "The translated day set; default: <day>_night, if it is complete.", names="data"
-    )
+    translated: str | None = Data(None, "The translated day set; default: <day>_night, if it is complete.")
     flip: bool = Data(False, "Mirror half of the crops (not in the paper).")
-    validate_on: str | None = Data(None, "A labelled set that validations score too (validate_on_miou).", names="data")
-    translator: str | None = Model(
-        None, "Translate on the fly: a run (default: runs/day2night), darken or fourier.", names="day2night"
-    )
+    validate_on: str | None = Data(None, "A labelled set that validations score too (validate_on_miou).")
+    translator: str | None = Model(None, "Translate on the fly: a run (default: runs/day2night), darken or fourier.")
     backbone: str = Model("vgg16", "vgg16 (the paper), or any of timm's networks.")
-    backbone_weights: str = Model(
-        "pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.", names="weights"
-    )
+    backbone_weights: str = Model("pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.")
     output_stride: int = Model(8, "Output stride of the backbone; 16 takes a third of the time.", min=8, max=32)
     head: Literal["aspp", "linear", "fuse"] = Model("aspp", "aspp (DeepLabV2), linear, or fuse (four stages).")
     head_width: int = Model(1024, "Channels inside the head (DeepLabV2: 1024).", min=1, max=8192)
@@ -284,19 +267,15 @@ class InferenceOptions(Options):
 class EvalOptions(InferenceOptions):
     """Score models on labelled data sets, as in Table 1 (§4.3)."""
 
-    model: list[str] = Model(
-        [], "A run of seg-train, a model folder, or a Hub id; default: runs/seg; repeatable.", names="model"
-    )
+    model: list[str] = Model([], "A run of seg-train, a model folder, or a Hub id; default: runs/seg; repeatable.")
     predictions: list[str] = Model([], "Folder with a PNG of ids of each image's stem, not --model; repeatable.")
     ids: Literal["trainIds", "labelIds"] | None = Model(None, "What --predictions hold; default: trainIds.")
     resize: bool = Model(False, "Resize --predictions to their labels, by nearest neighbour.")
-    dataset: list[str] = Data(
-        ..., "A labelled data set: a path, or a name under --data-root; repeatable.", names="data"
-    )
+    dataset: list[str] = Data(..., "A labelled data set: a path, or a name under --data-root; repeatable.")
     list_: list[str] = lists()
     split: str | None = Data(None, "Default: val, else test, else the only one.")
     labels: Literal["labelIds", "labelTrainIds"] | None = Data(None, "Default: labelIds for cs, labelTrainIds for nd.")
-    class_map: str | None = Data(None, "JSON file: {class of the model: class of the data set, or null}.", names="file")
+    class_map: str | None = Data(None, "JSON file: {class of the model: class of the data set, or null}.")
     mean: Literal["present", "official", "all"] = Output(
         "present", "mIoU over classes: present in the labels (the paper), official (TP+FP+FN > 0), all (absent: 0)."
     )
@@ -315,11 +294,9 @@ class EvalOptions(InferenceOptions):
 class PredictOptions(InferenceOptions):
     """Label a folder of images: ids, colours and overlays."""
 
-    in_: str = Data(..., "Folder to label, or an image: a path, or a name under --data-root.", names="image")
+    in_: str = Data(..., "Folder to label, or an image: a path, or a name under --data-root.")
     list_: list[str] = lists()
-    model: str = Model(
-        "runs/seg", "A run of seg-train (RUN/best: its best), a model folder, or a Hub id.", names="model"
-    )
+    model: str = Model("runs/seg", "A run of seg-train (RUN/best: its best), a model folder, or a Hub id.")
     out: str = Output(..., "Folder to write: ids, color and overlay, each the same tree. Of one image also a .png.")
     ids: Literal["trainIds", "labelIds"] = Output("trainIds", "Write trainIds, or labelIds of Cityscapes.")
     confidence: bool = Output(False, "Write the largest softmax probability too, as 16-bit PNGs (65535: 1).")
@@ -329,9 +306,7 @@ class PredictOptions(InferenceOptions):
 class ExportOptions(Options):
     """Write a model as ONNX, and check it."""
 
-    model: str = Model(
-        "runs/seg", "A run (its teacher or day2night), a model folder (RUN/night2day), or a Hub id.", names="model"
-    )
+    model: str = Model("runs/seg", "A run (its teacher or day2night), a model folder (RUN/night2day), or a Hub id.")
     size: str | None = Model(None, "Size at which the network runs; default: as in training.", callback=check_size)
     whole: bool = Model(False, "A generator translates whole images, or tiles, as in translate.", off="--tiles")
     out: str | None = Output(None, "File to write; default: teacher.onnx, day2night.onnx, … in the run.")

@@ -1,6 +1,7 @@
 """`demo`: the complete method in minutes, on drawn street scenes. It calls the functions behind the commands."""
 
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,24 @@ from daynight.inference.folders import claimed
 from daynight.inference.tiles import segment
 from daynight.inference.translate import translate
 from daynight.models.deeplab import DeepLabV2
-from daynight.models.hub import load_model
-from daynight.reports.previews import grid, label_image
+from daynight.models.hub import lite, load_model
+from daynight.reports.previews import sheet
 from daynight.system.console import duration, say
-from daynight.system.files import write_json
+from daynight.system.errors import InputError
+from daynight.system.files import copy, read_json, write_json
 from daynight.system.processes import gathered, make_accelerator
 
 ROWS = {"baseline": {"train_on": "day"}, "cyclegan+fl+day": {"train_on": "both"}, "ssl": {"ssl": True}}
-# much smaller than in the paper, for a few minutes on a CPU; random weights, so that nothing is downloaded
+# much smaller than in the paper, for a few minutes on a CPU
 TRANSLATOR = {
-    "steps": 800, "width": 16, "blocks": 2, "gan": "lsgan", "lr": 3e-4, "lr_drop": 0.6, "ema_decay": 0.98,
-    "feature_network": "vgg11", "feature_layer": ["features.7"], "feature_weights": "random",
+    "steps": 800, "width": 16, "blocks": 2, "gan": "lsgan", "lr": 6e-4, "lr_drop": 0.6, "ema_decay": 0.98,
+    "lambda_cyc": 5.0, "lambda_feature": 2.0, "feature_network": "tf_efficientnet_lite0", "feature_weights": "lite",
+    "feature_layer": ["blocks.0", "blocks.1", "blocks.2"], "validate_every": 400,
+}  # fmt: skip
+# what sees the translation without the extra `lite`: a network that has seen no photograph
+UNSEEING = {
+    "lr": 3e-4, "lambda_cyc": 10.0, "lambda_feature": 1.0, "feature_network": "vgg11", "feature_weights": "random",
+    "feature_layer": ["features.7"],
 }  # fmt: skip
 SEGMENTATION = {
     "steps": 400, "batch_size": 8, "flip": True, "lr": 2e-3, "ema_decay": 0.98, "lambda_ssl": "10,20", "ssl_start": 0.3,
@@ -45,7 +53,10 @@ def demo(options: DemoOptions) -> None:
             write_json(out / "results.json", results)
             draw_panel(out / "data", out / "runs", out / "panel.png", accelerator)
     say(f"\n{duration(time.monotonic() - started)}, seed {options.seed}. Look at {out / 'panel.png'}.")
-    say("With your own images, DAY with labels and NIGHT without: the commands above, and seg-train with --ssl.")
+    say(
+        "With your own images, DAY with labels and NIGHT without: daynight seg-train --config quick --day DAY --night "
+        "NIGHT --translator darken --ssl, then the commands above, each with --config quick"
+    )
 
 
 def run_all(options: DemoOptions, data: Path, runs: Path, accelerator) -> list[dict]:
@@ -53,22 +64,45 @@ def run_all(options: DemoOptions, data: Path, runs: Path, accelerator) -> list[d
     if accelerator.is_main_process:
         streets.write(data / "streets", options.seed, night=False, train=40, val=40, extra=110)
         streets.write(data / "streets_dark", options.seed, night=True, train=150, val=40)
+        link_all(data, ("streets", "streets_dark"), data / "both")
     gathered(None)
     shared = {"seed": options.seed, "precision": options.precision, "data_root": str(data), "debug": options.debug}
-    training = shared | {"day": "streets", "night": ["streets_dark"], "size": "64", "crop": "64x128", "log_every": 100}
+    sizes = shared | {"size": "64", "crop": "64x128", "log_every": 100}
+    training, seeing = sizes | {"day": "streets", "night": ["streets_dark"]}, TRANSLATOR
+    try:
+        lite("tf_efficientnet_lite0", "--feature-weights")
+    except InputError as error:
+        say(f"{error}; going on with a feature loss of random weights, which moves more of what is in the images")
+        seeing = TRANSLATOR | UNSEEING
 
     say("\n1. learn to translate day into night: daynight translate-train --day DAY --night NIGHT")
-    translation.train(TranslateTrainOptions(out=str(runs / "day2night"), **TRANSLATOR, **training))
-    say("\n2. translate the labelled day images: daynight translate --in DAY --out DAY_night")
-    translate(TranslateOptions(in_="streets", out=str(data / "streets_night"), model=str(runs / "day2night"), **shared))
-    for i, (row, settings) in enumerate(ROWS.items(), 3):
+    translation.train(TranslateTrainOptions(out=str(runs / "day2night"), **seeing, **training))
+    say("\n2. a judge, which alone has night labels and teaches nobody: how much does the translation keep?")
+    measuring = SEGMENTATION | {"train_on": "day", "day": "both", "validate_every": 0}
+    segmentation.train(SegTrainOptions(out=str(runs / "judge"), **measuring, **sizes))
+    say("\n3. translate the labelled day images: daynight translate --in DAY --out DAY_night --audit JUDGE")
+    model, judge = str(runs / "day2night"), str(runs / "judge")
+    translate(TranslateOptions(in_="streets", out=str(data / "streets_night"), model=model, audit=judge, **shared))
+    for i, (row, settings) in enumerate(ROWS.items(), 4):
         say(f"\n{i}. train a segmentation network, {row}: daynight seg-train --day DAY --night NIGHT")
         segmentation.train(SegTrainOptions(out=str(runs / row), **settings, **SEGMENTATION, **training))
 
-    say("\n6. score them by day and by night: daynight eval --dataset DAY")
+    say("\n7. score them by day and by night: daynight eval --dataset DAY")
     models, sets = [str(runs / row) for row in ROWS], {"streets": "day", "streets_dark": "night"}
     results = scoring.evaluate(EvalOptions(model=models, dataset=list(sets), **shared))
+    kept = read_json(data / "streets_night/audit.json")["kept"]
+    say(f"the translation keeps {kept:.1f} % of what a network with labels of day and night sees")
     return [x | {"row": Path(x["model"]).name, "dataset": sets[Path(x["dataset"]).name]} for x in results]
+
+
+def link_all(data: Path, names: tuple[str, ...], both: Path) -> None:
+    """Make a data set of links to the labelled training images of others."""
+    for kind, name in product(("images", "labels"), names):
+        (both / kind / "train").mkdir(parents=True, exist_ok=True)
+        if not (link := both / kind / "train" / name).is_symlink():
+            link.symlink_to(f"../../../{name}/{kind}/train")
+    if not (both / "classes.json").exists():
+        copy(data / names[0] / "classes.json", both / "classes.json")
 
 
 def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:
@@ -82,10 +116,10 @@ def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:
         "labelled day": images("streets/images/val"),
         "its translation": images("streets_night/images/val"),
         "real night": images("streets_dark/images/val"),
-        "truth": [label_image(np.asarray(label), classes) for label in images("streets_dark/labels/val")],
+        "truth": list(map(np.asarray, images("streets_dark/labels/val"))),
     }
     for row, caption in (("baseline", "before: day labels alone"), ("ssl", "after: the full method")):
         model = load_model(str(runs / row), "teacher", "--model", DeepLabV2).to(accelerator.device)
         results = segment(model, columns["real night"], model.config["size"], None, accelerator)
-        columns[caption] = [label_image(labels.cpu().numpy(), classes) for _, _, labels, _ in results]
-    save_image(grid(list(map(list, zip(*columns.values(), strict=True))), list(columns)), path)
+        columns[caption] = [labels.cpu().numpy() for _, _, labels, _ in results]
+    save_image(sheet(columns, classes), path)

@@ -29,8 +29,8 @@ class FeatureNetwork(nn.Module):
     """T^k, the activations of some layers of a frozen network: B×3×H×W in [-1, 1] → one B×d×h×w for each layer, or
     B×d×tokens. Of a network that takes one size alone, B counts the tiles of all images.
 
-    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU). The
-    pass stops after the last. None given: its stage at stride 16. `timm_options` go to `timm.create_model` (weights).
+    `layers` are module paths of the timm network `name` (VGG-19's block5_conv2 is `features.31`, after its ReLU); none
+    given: its stage at stride 16. The pass stops after the last. `timm_options` go to `timm.create_model` (weights).
     Raises `ValueError` for a layer that the network does not have.
     """
 
