@@ -128,7 +128,9 @@ def test_what_the_file_says_of_itself(home, tmp_path, monkeypatch):
     for model, name in (("seg", "teacher"), ("seg/teacher", "teacher"), ("gan-48/night2day", "night2day")):
         result = daynight(f"export --model {home / model}", tmp_path)
         assert result.code == 0 and f"{name}.onnx" in result.out, result
-        files[model] = onnx.load(tmp_path / f"{name}.onnx")
+        files[model] = onnx.load(
+            (home / model).parent / f"{name}.onnx" if "/" in model else home / model / f"{name}.onnx"
+        )
     onnx.checker.check_model(files["seg"], full_check=True)
     record = {entry.key: entry.value for entry in files["seg"].metadata_props}
     classes = json.loads(record.pop("classes"))
