@@ -231,4 +231,6 @@ def test_bad_input(line, words, home):
 @pytest.mark.parametrize("library", ["onnx", "onnxruntime"])
 def test_without_a_library_it_says_what_to_install(library, home, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
-    assert f"{library}, which is not installed: pip install 'daynight[onnx]'" in daynight("export", home).line
+    assert (
+        f"{library}, which is not installed: pip install 'daynight[onnx]'" in daynight("export --model seg", home).line
+    )
