@@ -121,7 +121,7 @@ def check_places(command: str, options) -> None:
             elif name in ("feature_weights", "backbone_weights"):
                 weights_file(value, options.backbone if name[0] == "b" else options.feature_network, option)
             elif name in ("list_", "class_map") and not os.path.exists(value):
-                raise InputError(f"{option} {value}: no such file")
+                raise InputError(f"{option} {value}: cannot be read (No such file or directory)")
             elif name in ("model", "init", "judge", "audit", "translator"):
                 places = [Path(value, inside, "config.json") for inside in ("", "teacher", "day2night", "night2day")]
                 if value not in ("darken", "fourier") and not hub_id(value) and not any(map(os.path.isfile, places)):
@@ -170,7 +170,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show it.", is_
 
 
 def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """The cores that a container may use, where these are fewer than it sees; torch starts a thread for each it sees."""
+    """The cores that a container may use, where it sees more; torch would start a thread for each that it sees."""
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with suppress(OSError, ValueError):
         quota, period = map(int, file.read_text().split())

@@ -180,7 +180,7 @@ def read_sets(options: SegTrainOptions, root: Path) -> tuple[dict, dict, ImageSe
     parts = iter(listed([s for some in sets.values() for s in some], options.list_))
     sets = {option: [next(parts) for _ in some] for option, some in sets.items()}
     check_disjoint(sets["--day"] + sets["--unlabelled-day"], sets["--night"])
-    announce([s for some in sets.values() for s in some], places(options))
+    announce([s for some in sets.values() for s in some], places(options), labelled=1)
     if not options.dry_run:  # which first lists what cannot be read
         check_labels(sets["--day"][0])
     sets, held = held_out(options, sets, root, labelled=("--day",))

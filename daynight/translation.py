@@ -231,7 +231,7 @@ def read_sets(options: TranslateTrainOptions, root: Path) -> tuple[dict, dict]:
     night_sets = [load(name, root, "--night", time="night") for name in options.night]
     day_set, *night_sets = listed([day_set, *night_sets], options.list_)
     check_disjoint([day_set], night_sets)
-    announce([day_set, *night_sets], places(options))
+    announce([day_set, *night_sets], places(options), labelled=0)
     sets, held = held_out(options, {"--day": [day_set], "--night": night_sets}, root)
     if options.dry_run:
         # no network of Eq. 10, no KID: held-out nights are not read

@@ -108,7 +108,7 @@ def check_run(run, steps, models):
     assert {"daynight", "revision", "torch", "cuda", "timm"} <= options["versions"].keys()
     assert options["options"]["seed"] == 0 and options["options"]["steps"] == steps
     assert [line["step"] for line in metrics(run)] == list(range(1, steps + 1))
-    assert files(run / "previews") == [Path(f"{steps:07d}.png")]
+    assert files(run / "previews") == [Path("0000000.png"), Path(f"{steps:07d}.png")]
     return options
 
 

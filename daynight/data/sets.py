@@ -43,11 +43,13 @@ class ImageSet:
 
     def __str__(self) -> str:
         """One line: "cs: Cityscapes, train, 2,975 images, 2,975 labels (labelIds), 19 classes"."""
-        parts = [self.layout, self.split, counted(len(self.images), "image"), "no labels"]
-        if any(self.labels):
-            labelled = len(self.labels) - self.labels.count(None)
-            parts[3:] = f"{counted(labelled, 'label')} ({self.label_kind})", f"{len(self.classes)} classes"
-        return f"{self.name}: " + ", ".join(filter(None, parts))
+        labelled = len(self.labels) - self.labels.count(None)
+        kinds = f", {counted(labelled, 'label')} ({self.label_kind}), {len(self.classes)} classes" if labelled else ""
+        return self.unlabelled() + (kinds or ", no labels")
+
+    def unlabelled(self) -> str:
+        """The same of a set whose labels are not used."""
+        return f"{self.name}: " + ", ".join(filter(None, [self.layout, self.split, counted(len(self.images), "image")]))
 
     def stem(self, image: Path) -> str:
         """The name of an image without its ending: `aachen_000000_000019`."""
@@ -241,6 +243,16 @@ def describe(name: str, data_root: Path, option: str, labels=None, asked: str | 
     return lines + scored
 
 
+def labelled_splits(name: str, data_root: Path, option: str, labels: str | None = None) -> list[ImageSet]:
+    """Each split of a data set that has labels, also the images that have none."""
+    if tagged_night(name, data_root):
+        return []
+    layout = locate(resolve(name, data_root, option)).labelled()
+    splits = [split for split in layout.splits if any(layout.files(layout.pattern, [split]))]
+    found = [_gather(name, layout, [split], option, labels=labels) for split in splits]
+    return [image_set for image_set in found if image_set.label_kind]
+
+
 def image_files(root: Path) -> tuple[Path, ...]:
     """Every image of a data set, of all splits, sorted, without its labels; below `locate(root).root`.
 
@@ -300,17 +312,20 @@ def check_disjoint(days: Sequence[ImageSet], nights: Sequence[ImageSet]) -> None
             raise InputError(f"--night {image_set.name}: {found} (of {of}); give a folder of night images")
 
 
-def announce(sets: Sequence[ImageSet], places: dict[str, str | None]) -> None:
-    """Say what each set holds, with its remarks. Raises InputError if one of the `places`, by option, lies among the
-    images of one, where what is written would be read as an image the next time."""
-    for image_set in sets:
+def announce(sets: Sequence[ImageSet], places: dict[str, str | None], labelled: int | None = None) -> None:
+    """Say what each set holds, with its remarks; of all but the first `labelled` sets labels are not used.
+
+    Raises InputError if one of the `places`, by option, lies among the images of a set, where what is written would be
+    read as an image the next time.
+    """
+    for number, image_set in enumerate(sets):
         part = Path(os.path.commonpath(image_set.images)).relative_to(image_set.root).parts[:1]
         top = Path(os.path.realpath(image_set.root.joinpath(*part if image_set.layout != Images.name else ())))
         for option, place in places.items():
             here = Path(os.path.realpath(place)) if place else top.parent
             if top in (here, *here.parents):
                 raise InputError(f"{option} {place}: lies among the images of {image_set.name}; give one beside them")
-        say(str(image_set))
+        say(str(image_set) if labelled is None or number < labelled else image_set.unlabelled())
         for note in image_set.notes:
             say(f"  {note}")
 

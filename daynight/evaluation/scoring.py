@@ -4,6 +4,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from daynight.config import EvalOptions, factors
 from daynight.data.images import Images, Writer
 from daynight.data.labels import CITYSCAPES, IGNORE, LABEL_ID_OF, Classes, read_label
 from daynight.data.lists import listed
-from daynight.data.sets import ImageSet, announce, describe, image_files, load
+from daynight.data.sets import ImageSet, announce, describe, image_files, labelled_splits, load
 from daynight.data.transforms import resize_label
 from daynight.evaluation.metrics import confusion_matrix, counts
 from daynight.evaluation.results import Result, both_means, fingerprint, folder_name, summarise, table, write_page
@@ -29,6 +30,7 @@ from daynight.system.errors import InputError, RunError, Unlabelled, Unreadable
 from daynight.system.files import LOCK, claim, read_json, write_json
 from daynight.system.processes import gathered, make_accelerator, together
 
+LISTED = 20  # problems
 RECORD = "evaluation.json"  # in the folder of --save: what it is made with
 
 
@@ -132,28 +134,58 @@ def load_set(name: str, options: EvalOptions, labelled: bool) -> ImageSet | None
 
 
 def check_data(options: EvalOptions) -> None:
-    """Say what each data set holds, and read every label that would be scored."""
+    """Say what each data set holds, and read the labels of all splits. Raises `InputError` if one cannot be read."""
     some = [load_set(name, options, labelled=True) for name in options.dataset] if options.list_ else []
-    some = {part.name: part for part in listed(some, options.list_)}
+    some, root, problems = {part.name: part for part in listed(some, options.list_)}, Path(options.data_root), []
     for name in options.dataset:
-        for line in describe(name, Path(options.data_root), "--dataset", options.labels, options.split):
+        for line in describe(name, root, "--dataset", options.labels, options.split):
             say(line)
-        image_set = some.get(name) or load_set(name, options, labelled=False)
+        image_set = some.get(name)
+        try:
+            image_set = image_set or load_set(name, options, labelled=False)
+        except InputError as error:  # the first label that cannot be read, maybe of many
+            problems.append(error)
+        of_images = shares(image_set, problems) if image_set else []
+        for other in [] if name in some else labelled_splits(name, root, "--dataset", options.labels):
+            scored = image_set and other.split == image_set.split
+            shares(other.only([i for i, x in enumerate(other.labels) if x is None]) if scored else other, problems)
         if name in some:
             say(f"scored: {image_set}")
         if not image_set:
             say(f"{name}: no labels, so nothing to score")
-            continue
-        images, pixels = Images(image_set.images), []
-        for i, path in counted(enumerate(image_set.labels), len(images), "labels"):
-            labels = read_label(path, image_set.label_kind, image_set.classes, images[i].size[::-1])
-            pixels.append(np.bincount(labels.ravel(), minlength=256))
-        of_class, total = np.stack(pixels)[:, : len(image_set.classes)], np.sum(pixels)
-        say(f"{name}: label set {fingerprint(torch.from_numpy(of_class))}; share of pixels, %:")
-        parts = [*zip(image_set.classes.names, of_class.sum(0), strict=True), ("ignored", total - of_class.sum())]
-        # two digits that count, never as 1e-05
-        shown = [f"{c} {np.format_float_positional(100 * n / total, 2, False, False, '-')}" for c, n in parts]
-        say(f"  {', '.join(shown[:-1])}; {shown[-1]}")
+        elif of_images:
+            of_class, total = np.stack(of_images)[:, : len(image_set.classes)], np.sum(of_images)
+            say(f"{name}: label set {fingerprint(torch.from_numpy(of_class))}; share of pixels, %:")
+            parts = [*zip(image_set.classes.names, of_class.sum(0), strict=True), ("ignored", total - of_class.sum())]
+            # two digits that count, never as 1e-05
+            shown = [f"{c} {np.format_float_positional(100 * n / total, 2, False, False, '-')}" for c, n in parts]
+            say(f"  {', '.join(shown[:-1])}; {shown[-1]}")
+    problems = list({str(problem): problem for problem in problems}.values())
+    for problem in problems[:LISTED]:
+        say(f"  {problem}")
+    if len(problems) > LISTED:
+        say(f"  and {len(problems) - LISTED:,} more")
+    if bad := [problem for problem in problems if not isinstance(problem, Unlabelled)]:
+        raise InputError(f"{bad[0]}" + f"; and {len(bad) - 1:,} more" * (len(bad) > 1))
+
+
+def shares(image_set: ImageSet, problems: list[InputError]) -> list[np.ndarray]:
+    """The pixels of each id, 0 to 255, in each label; what is missing or cannot be read is added to the problems."""
+    images = Images(image_set.images)
+
+    def look(i: int) -> np.ndarray | InputError:
+        try:
+            if image_set.labels[i] is None:
+                raise Unlabelled(f"{image_set.images[i]}: it has no label")
+            labels = read_label(image_set.labels[i], image_set.label_kind, image_set.classes, images[i].size[::-1])
+            return np.bincount(labels.ravel(), minlength=256)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(counted(pool.map(look, range(len(images))), len(images), "labels"))
+    problems += [x for x in found if isinstance(x, InputError)]
+    return [x for x in found if not isinstance(x, InputError)]
 
 
 class Model:

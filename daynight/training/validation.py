@@ -46,8 +46,9 @@ def held_out(options, sets: dict[str, list[ImageSet]], root: Path, labelled=()) 
     left = {option: [without(s, taken) for s in some] for option, some in sets.items()}
     trained_on = [s for some in left.values() for s in some]
     held = {option: [without(s, trained_on) for s in some] for option, some in held.items()}
-    for image_set in (s for some in held.values() for s in some):
-        say(f"to validate: {image_set}" if image_set.images else f"to validate: no images of {image_set.name}")
+    for option, image_set in ((option, s) for option, some in held.items() for s in some):
+        told = str(image_set) if option in labelled else image_set.unlabelled()
+        say(f"to validate: {told}" if image_set.images else f"to validate: no images of {image_set.name}")
     return left, held
 
 

@@ -17,16 +17,17 @@ from typing import NamedTuple
 
 import torch
 
-from daynight.config import EvalOptions
+from daynight.config import EvalOptions, pair
 from daynight.data.images import Images, save_image
 from daynight.data.labels import Classes, read_label
 from daynight.data.sets import load
 from daynight.evaluation.metrics import bootstrap, interval, mean_iou_of
 from daynight.evaluation.scoring import compare, score
-from daynight.inference.tiles import segment
+from daynight.inference.tiles import segment, translations
 from daynight.models.deeplab import DeepLabV2
+from daynight.models.generator import Generator
 from daynight.models.hub import classes_of, load_model
-from daynight.reports.previews import grid, label_image
+from daynight.reports.previews import grid, label_image, sheet
 from daynight.system.files import write_json
 from daynight.system.processes import make_accelerator
 
@@ -293,6 +294,32 @@ class Table1:
         save_image(grid([list(row) for row in rows], list(columns)), self.out / "figure.png")
 
 
+def show_bdd(data: Path, models: list[Path], file: Path) -> None:
+    """Draw BDD100K: day | its translation | night | the prediction before | after, by models as `--models` names them.
+
+    Three scenes: the first, the middle and the last of the labelled days and of the labelled nights.
+    """
+    translator, *segmenters = map(str, models)
+    accelerator = make_accelerator("auto")
+
+    def scenes(name: str) -> Images:
+        paths = load(str(data / name), data, "--data", splits=None, labelled=True).images
+        return Images([paths[0], paths[len(paths) // 2], paths[-1]])
+
+    days, nights = scenes("bdd_day"), scenes("bdd_night")
+    model = load_model(translator, "day2night", "--models", Generator).to(accelerator.device)
+    size, crop = model.config["size"], pair(model.config["crop"])
+    found = translations(model, days, size, crop, 1, accelerator, 2, True)
+    columns = {"day": list(days), "its translation": [image for _, _, image in found], "real night": list(nights)}
+    for caption, run in zip(("before: day labels alone", "after: the full method"), segmenters, strict=True):
+        model = load_model(run, "teacher", "--models", DeepLabV2).to(accelerator.device)
+        classes = Classes(*classes_of(model))
+        found = segment(model, nights, model.config["size"], None, accelerator)
+        columns[caption] = [labels.cpu().numpy() for _, _, labels, _ in found]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_image(sheet(columns, classes, 320), file)
+
+
 def link_all(folder: Path, paths) -> None:
     """Link the files by number, in this order, so that files of the same name from several sets do not collide."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -328,12 +355,20 @@ def main() -> None:
     parser.add_argument("--recipe", choices=["cpu", "gpu"], default="cpu", help="settings: *-cpu.json or *-gpu.json")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds: 0, 1, …")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS)[:5], metavar="ROW", help="; ".join(ROWS))
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw scenes of BDD100K by --models; train nothing")
+    parser.add_argument(
+        "--models", nargs=3, type=Path, metavar=("TRANSLATOR", "BASELINE", "FULL"), help="default: those in --out"
+    )
     parser.add_argument(
         "--study", action="store_true", help="compare choices of the translator by measure.py; train no rows"
     )
     given = parser.parse_args()
     if "oracle" in given.rows and given.target != "dusk":
         parser.error("--rows oracle: there are no labels to learn night from; give --target dusk")
+    if given.figure:
+        made = given.out / given.target
+        models = [made / name for name in ("translators/cyclegan+fl", "runs/baseline-0", "runs/ssl-0")]
+        return show_bdd(given.data, given.models or models, given.figure)
     table = Table1(given.data, given.out, given.target, given.recipe)
     if given.study:
         return table.study()

@@ -84,6 +84,7 @@ def test_a_mixed_tree_is_refused_by_every_command(tmp_path, mask, command):
     for i in range(3):
         forms.photo(tmp_path / f"own/night/street {i}.jpg")
         forms.ids(tmp_path / "own" / mask.format(f"street {i}"), (0, 1, 2, 255))
+    forms.write(tmp_path / "none/config.json", "{}")  # a model that is looked into later
     (tmp_path / "own/night/more.jpg").write_bytes((tmp_path / "own/night/street 0.jpg").read_bytes())
     line = daynight(command, tmp_path).line
     assert "label map" in line and mask.format("street 0") in line
@@ -285,6 +286,7 @@ def test_a_list_takes_a_part_of_all_splits(tmp_path, entries):
 )
 def test_a_list_that_names_no_image_is_refused(tmp_path, command, text, words):
     forms.masks(tmp_path / "own")
+    forms.write(tmp_path / "none/config.json", "{}")
     if text is not None:
         forms.write(tmp_path / "names.txt", text)
     assert words in daynight(f"{command} --list names.txt", tmp_path).line

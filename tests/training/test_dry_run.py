@@ -63,7 +63,7 @@ def test_two_steps_say_what_the_run_will_take_and_leave_nothing(command, home, m
     a_step = float(re.search(r"^a step +([\d.e-]+) s: ", result.out, re.M)[1])
     assert 0 < a_step < 20 and re.search(r"^the run +\d+ (s|min) for 20 steps$", result.out, re.M)
     checkpoint, models, previews = re.search(
-        r"two checkpoints of ([\d.]+ MiB) .*models ([\d.]+ MiB), previews \(2\) ([\d.]+ MiB)", result.out
+        r"two checkpoints of ([\d.]+ MiB) .*models ([\d.]+ MiB), previews \(3\) ([\d.]+ MiB)", result.out
     ).groups()
 
     monkeypatch.undo()

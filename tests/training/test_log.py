@@ -54,7 +54,7 @@ def test_a_tracker_gets_every_line_and_preview(data, tmp_path, told, monkeypatch
     assert all(isinstance(value, bool | int | float | str) for value in options_told.values())
     assert [{"step": call[1]} | call[2] for call in told if call[0] == "log"] == metrics(folder)
     images = {call[1]: call[2]["preview"] for call in told if call[0] == "images"}
-    assert list(images) == [2, 4, 6, 7]
+    assert list(images) == [0, 2, 4, 6, 7]
     assert all(x.dtype == np.uint8 and x.ndim == 4 and x.shape[3] == 3 and x.std() > 5 for x in images.values())
     assert told[-1] == ("finish",) and len([call for call in told if call[0] == "finish"]) == 1
     assert json.loads((folder / "options.json").read_text())["options"]["log"] == ["tensorboard"]

@@ -11,6 +11,8 @@ from test_html import CHROMIUM, cells, parse, text, values_of
 
 from daynight.training.page import POINTS, PREVIEWS, Curve, Report
 
+MANY = [f"day/{name}" for name in "abcdefgh"]
+
 
 def add_lines(folder, lines):
     with open(folder / "metrics.jsonl", "a") as file:
@@ -33,9 +35,8 @@ def health(step, **accepted):
 
 
 def test_what_is_logged_alike_is_drawn_together(tmp_path):
-    names = ["ce_day", "ce_fake_day", "kid", "kid_error", "kept", "kept/road", "kept/sky"]
+    names = ["ce_day", "ce_fake_day", "kid", "kept", "kept/road", "kept/sky", "cycle_day", "cycle", *MANY, "mine"]
     add_lines(tmp_path, [{"step": s} | {n: s + i for i, n in enumerate(names)} for s in (10, 20)])
-    add_lines(tmp_path, [{"step": 20, "ce": 0.1}])  # seldom: no line of the same chart
     report = Report(tmp_path)
     report.write(20, 30, "2 steps/s")
     add_lines(
@@ -50,14 +51,20 @@ def test_what_is_logged_alike_is_drawn_together(tmp_path):
         if figure.get("class") == "curves":
             titles = [text(line) for line in figure.iter("title")]
             charts[text(figure.find("figcaption")), tuple(titles)] = values_of(figure)
+    ce = "error against the labels (Eq. 12), cross entropy"
     assert list(charts) == [
-        ("ce", ("ce_day", "ce_fake_day")),
-        ("kid", ("kid", "kid_error")),
-        ("kept", ("kept",)),
-        ("ce", ("ce",)),
-        ("kept", ("road", "sky")),
+        (ce, ("ce_day", "ce_fake_day")),
+        ("held-out days, translated: distance to real nights (KID), squared distance", ("kid",)),
+        ("held-out days: pixels that the judge labels as before, %", ("kept",)),
+        ("what is lost by translating there and back, weighted (Eq. 7), loss", ("cycle_day",)),
+        ("held-out days: what is lost there and back (Eq. 7), of 2, the range of an image", ("cycle",)),
+        ("mine", ("mine",)),
+        ("the same of each class, %", ("road", "sky")),
+        ("held-out labelled days: IoU of each class, % (1 of 2)", tuple("abcdefg")),
+        ("held-out labelled days: IoU of each class, % (2 of 2)", ("h",)),
     ]
-    [day], _ = charts["ce", ("ce_day", "ce_fake_day")]
+    assert len({title for title, _ in charts}) == len(charts)
+    [day], _ = charts[ce, ("ce_day", "ce_fake_day")]
     assert np.array(day) == pytest.approx(np.array([(10, 10), (20, 20), (30, 9)]), abs=0.05)
 
 

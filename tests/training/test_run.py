@@ -436,7 +436,7 @@ def test_what_is_not_of_a_run_does_not_stop_it_and_stays(runs, tmp_path, monkeyp
             now = os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_bytes()
             assert now == content, path
     assert re.findall(r'src="(previews/[^"]+)"', (folder / "index.html").read_text()) == [
-        f"previews/{step:07d}.png" for step in (7, 6, 4)
+        f"previews/{step:07d}.png" for step in (7, 6, 4, 0)
     ]
     train(options)
 
@@ -475,7 +475,7 @@ def test_a_run_holds_what_it_should(runs):
         assert {"daynight", "revision", "torch", "cuda", "timm"} <= record["versions"].keys()
         assert record["data"].keys() >= {"--day", "--night"}
         assert [path.name for path in sorted((root / kind / "previews").iterdir())] == [
-            "0000002.png", "0000004.png", "0000006.png", "0000007.png",
+            "0000000.png", "0000002.png", "0000004.png", "0000006.png", "0000007.png",
         ]  # fmt: skip
         assert not [path.name for path in (root / kind).rglob(".*")]
 
@@ -650,7 +650,7 @@ def test_the_page_loads_itself_again_while_the_run_goes_on(runs, tmp_path, monke
     train(options)
     text = page.read_text()
     assert "step 7 of 7" in text and 'http-equiv="refresh"' not in text and "Health of the teacher" in text
-    assert re.findall(r'src="(previews/[^"]+)"', text) == [f"previews/{step:07d}.png" for step in (7, 6, 4, 2)]
+    assert re.findall(r'src="(previews/[^"]+)"', text) == [f"previews/{step:07d}.png" for step in (7, 6, 4, 2, 0)]
 
 
 def test_previews_are_pictures(runs):
