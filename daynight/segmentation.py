@@ -10,7 +10,7 @@ import torch
 from daynight import losses
 from daynight.config import SegTrainOptions, numbers, pair
 from daynight.data.cache import open_cache, places
-from daynight.data.images import LabelledPhotographs, Photographs
+from daynight.data.images import LabelledPhotographs
 from daynight.data.layouts.tree import resolve
 from daynight.data.lists import listed
 from daynight.data.sampling import Skipped, batches, generator
@@ -37,6 +37,7 @@ from daynight.training.validation import (
     in_range,
     levels_and_labels,
     to_preview,
+    unlabelled,
 )
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -117,7 +118,7 @@ def train(options: SegTrainOptions) -> None:
     # of a class without accepted pixels for longer than that, the run has warned already
     health = TeacherHealth(days["day"].classes.names, patience, run.logger.lines(run.first, 2 * patience))
 
-    run.begin_previews(previewer(validation, held, sets, options, teacher.model, run.device))
+    run.begin_previews(previewer(held, sets, options.size, teacher.model, run.device))
     accelerator, plain_student, look, frozen = run.accelerator, student, teacher.model, options.freeze_backbone
     student, optimizer = accelerator.prepare(student.train(), optimizer)
     if options.compile:
@@ -299,13 +300,11 @@ def check_norm(student: DeepLabV2, images: int, options: SegTrainOptions) -> Non
         raise InputError(f"{given}: too small for --backbone {options.backbone} ({error})") from error
 
 
-def previewer(validation, held: dict, sets: dict, options: SegTrainOptions, teacher: DeepLabV2, device):
+def previewer(held: dict, sets: dict, size: str, teacher: DeepLabV2, device):
     """A function that makes the preview, of the same images each time."""
-    day_set, nights = to_preview(held, sets, "--day")[0], to_preview(held, sets, "--night")
-    labelled = validation.readable(levels_and_labels, LabelledPhotographs(day_set, options.size))
-    photographs = Photographs([path for s in nights for path in s.images], options.size)
-    nights = validation.readable(lambda i, images: images.levels(i), photographs)
-    return partial(preview, teacher, [*labelled.values()], [*nights.values()], day_set.classes, device)
+    labelled = to_preview(held, sets, "--day", levels_and_labels, LabelledPhotographs, size)
+    nights = to_preview(held, sets, "--night", lambda i, images: images.levels(i), unlabelled, size)
+    return partial(preview, teacher, labelled, nights, sets["--day"][0].classes, device)
 
 
 @torch.no_grad()

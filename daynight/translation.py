@@ -29,7 +29,7 @@ from daynight.training.checkpoint import Checkpoint
 from daynight.training.dry_run import check_files
 from daynight.training.graphs import Captured, recorder
 from daynight.training.run import Run
-from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out, to_preview
+from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out, to_preview, unlabelled
 
 CLIP = 5.0  # largest gradient norm, per network (§4.2)
 
@@ -185,7 +185,7 @@ def train(options: TranslateTrainOptions) -> None:
         features.calibrate(batch[domain].to(run.device) for batch in sample for domain in ("day", "night"))
     validation = TranslationValidation(run, best, skipped, held, features, averaged, judge and judge.to(run.device))
 
-    run.begin_previews(previewer(validation, held, sets, options, averaged, run.device))
+    run.begin_previews(previewer(held, sets, options, averaged, run.device))
 
     if options.compile:
         for network in (*generators.children(), *discriminators.children()):
@@ -274,14 +274,12 @@ def build_generators(options: TranslateTrainOptions) -> Generators:
     return Generators(*(Generator(*settings) for _ in range(2)))
 
 
-def previewer(validation, held: dict, sets: dict, options: TranslateTrainOptions, averaged: dict, device):
+def previewer(held: dict, sets: dict, options: TranslateTrainOptions, averaged: dict, device):
     """A function that makes the preview, of the same images each time."""
-
-    def read(option: str) -> list[torch.Tensor]:
-        photographs = Photographs([path for s in to_preview(held, sets, option) for path in s.images], options.size)
-        return [*validation.readable(lambda i, some: some.image(i), photographs).values()]
-
-    whole = {option.removeprefix("--"): read(option) for option in sets}
+    whole = {}
+    for option in sets:
+        images = to_preview(held, sets, option, lambda i, images: images.image(i), unlabelled, options.size)
+        whole[option.removeprefix("--")] = images
     return partial(preview, averaged, whole, pair(options.crop), device)
 
 

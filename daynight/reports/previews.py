@@ -9,9 +9,9 @@ from daynight.data.labels import Classes, colorize
 def grid(rows: list[list[Image.Image]], captions: list[str], margin: int = 4) -> Image.Image:
     """Rows of images in columns with captions. A column is as wide as its widest image or its caption."""
     font, y = ImageFont.load_default(14), 24
-    columns = list(zip(*rows, strict=True))
+    columns = list(zip(*rows, strict=True)) or [()] * len(captions)
     widths = [
-        max(int(font.getlength(caption)) + margin, *(image.width for image in column)) + margin
+        max([int(font.getlength(caption)) + margin, *(image.width for image in column)]) + margin
         for caption, column in zip(captions, columns, strict=True)
     ]
     heights = [max(image.height for image in row) + margin for row in rows]

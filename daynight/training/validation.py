@@ -7,6 +7,7 @@ processes there are.
 
 import math
 import time
+from contextlib import suppress
 from copy import copy, deepcopy
 from operator import itemgetter
 from pathlib import Path
@@ -24,7 +25,7 @@ from daynight.data.transforms import cut, random_box, scaled, target_size
 from daynight.evaluation.metrics import accuracy, confusion_matrix, iou, kid, mean_iou
 from daynight.models.hub import identity
 from daynight.system.console import say
-from daynight.system.errors import Unreadable
+from daynight.system.errors import InputError, Unreadable
 from daynight.system.processes import gathered, together
 
 LOWER = {"kid"}  # of all other measures the highest is the best
@@ -242,10 +243,22 @@ class TranslationValidation(Validation):
             return self.judge(image).argmax(1)
 
 
-def to_preview(held: dict[str, list[ImageSet]], sets: dict[str, list[ImageSet]], option: str) -> list[ImageSet]:
-    """Three images to preview, always the same: of what is held out, else of what is trained on."""
-    some = [s for s in held.get(option) or () if s.images] or sets[option]
-    return [thinned(s, 1 + (2 - i) // len(some)) for i, s in enumerate(some[:3])]
+def to_preview(held: dict[str, list[ImageSet]], sets: dict[str, list[ImageSet]], option: str, read, kind, size) -> list:
+    """`read(i, photographs)` of up to three images, always the same, of what is held out, else of what is trained on.
+
+    `kind(image set, size)` makes the photographs. What cannot be read is left out: whoever uses it says what is wrong.
+    """
+    some, found = [s for s in held.get(option) or () if s.images] or sets[option], []
+    for image_set in some[:3]:
+        photographs = kind(thinned(image_set, -(-3 // len(some))), size)
+        for i in range(len(photographs)):
+            with suppress(InputError):
+                found.append(read(i, photographs))
+    return found[:3]
+
+
+def unlabelled(image_set: ImageSet, size: str) -> Photographs:
+    return Photographs(image_set.images, size)
 
 
 def levels_and_labels(i: int, images: LabelledPhotographs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -84,10 +84,10 @@ def test_one_that_cannot_begin_is_said_in_a_line(data, tmp_path, told, monkeypat
 
 
 def test_what_is_no_tracker_or_not_installed_is_refused(monkeypatch, tmp_path):
-    line = daynight("seg-train --log tensorbord", tmp_path).line
+    line = daynight("seg-train --day . --log tensorbord", tmp_path).line
     assert "--log tensorbord" in line and all(name in line for name in LOGGER_TYPE_TO_CLASS)
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [])
     for name in LOGGER_TYPE_TO_CLASS:
-        line = daynight(f"translate-train --log {name}", tmp_path).line
+        line = daynight(f"translate-train --day . --night . --log {name}", tmp_path).line
         assert f"--log {name}: the package {name} is not installed; pip install {name}" in line
     assert list(tmp_path.iterdir()) == []
