@@ -74,7 +74,8 @@ def find_model(name: str, part: str, option: str) -> Path:
         return model_folder(Path(name), part, f"{option} {name}")
     files = [f"{inside}{file}" for inside in ("", f"{part}/") for file in (CONFIG, WEIGHTS)]
     with reach_hub(f"{option} {name}: no such folder, and", "give a folder"):
-        return model_folder(download(name, files), part, f"{option} {name}")
+        folder = download(name, files)
+    return model_folder(folder, part, f"{option} {name}", is_there=True)
 
 
 def download(name: str, files: list[str]) -> Path:

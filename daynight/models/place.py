@@ -9,17 +9,18 @@ from daynight.system.errors import InputError
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def model_folder(folder: Path, part: str, given: str) -> Path:
+def model_folder(folder: Path, part: str, given: str, is_there: bool = False) -> Path:
     """The folder of a model: the subfolder `part` of a run, or `folder` itself.
 
-    Raises `InputError`, which begins with the option as `given`, if there is none.
+    Raises `InputError`, which begins with the option as `given`, if there is none. `is_there`: so is `folder`, or the
+    repository that it is a part of.
     """
     for candidate in (folder / part, folder):
         if os.path.isfile(candidate / CONFIG):
             if os.path.isfile(candidate / WEIGHTS):
                 return candidate
             raise InputError(f"{given}: {candidate} has no {WEIGHTS}")
-    missing = "holds no model" if os.path.exists(folder) else "no such folder"
+    missing = "holds no model" if is_there or os.path.exists(folder) else "no such folder"
     run = "a run of daynight " + ("seg-train" if part == "teacher" else "translate-train")
     raise InputError(f"{given}: {missing} ({CONFIG} and {WEIGHTS}, there or in {part}/); give {run}")
 
