@@ -14,7 +14,7 @@ from daynight.evaluation.scoring import check_data
 from daynight.inference.folders import claimed
 from daynight.system.console import duration, say, warn
 from daynight.system.errors import InputError
-from daynight.system.files import is_free, read_json, write_json
+from daynight.system.files import claimable, read_json, write_json
 from daynight.system.processes import gathered, make_accelerator
 from daynight.training.dry_run import check_files
 
@@ -38,8 +38,7 @@ def adapt(options: AdaptOptions) -> None:
     began, out = time.monotonic(), Path(options.out)
     accelerator = make_accelerator(options.precision)
     record = {name: getattr(options, name) for name in ("seed", "precision", "day", "night")}
-    if not (out / RECORD).is_file() and not is_free(out):
-        raise InputError(f"--out {out}: not empty, and not made by this command; give another folder")
+    claimable(out, RECORD, record)
     shared = {name: getattr(options, name) for name in ("seed", "precision", "data_root", "num_workers", "debug")}
     sets, scored = check(options, shared)
     plan = read_json(out / PLAN) if (out / PLAN).is_file() else None
