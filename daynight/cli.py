@@ -35,6 +35,7 @@ COMMANDS = (
     ("eval", config.EvalOptions, "daynight.evaluation.scoring:evaluate"),
     ("predict", config.PredictOptions, "daynight.inference.predict:predict"),
     ("export", config.ExportOptions, "daynight.inference.export:export"),
+    ("adapt", config.AdaptOptions, "daynight.adapt.adapt:adapt"),
     ("demo", config.DemoOptions, "daynight.demo.demo:demo"),
 )
 VARIABLES: set[str] = set()  # of the environment, that stand for options
@@ -110,17 +111,18 @@ def check_places(command: str, options) -> None:
     from daynight.data.layouts.tree import find, tagged_night
     from daynight.models.place import hub_id, model_folder, weights_file
 
+    data = {"day", "night", "unlabelled_day", "translated", "validate_on", "night_labels", "dataset", "in_"}
     root, own = Path(options.data_root), "day2night" if command.startswith("translate") else "teacher"
     unread = {"night"} if not getattr(options, "needs_night", True) else set()
     for name, given in vars(options).items():
         option = f"--{name.strip('_').replace('_', '-')}"
         for value in given if isinstance(given, list) else filter(None, [given]):
-            if name in {"day", "night", "unlabelled_day", "translated", "validate_on", "dataset", "in_"} - unread:
+            if name in data - unread:
                 if not value.startswith("hf:") and not tagged_night(value, root):
                     find(value, root, option, name == "in_")
             elif name in ("feature_weights", "backbone_weights"):
                 weights_file(value, options.backbone if name[0] == "b" else options.feature_network, option)
-            elif name in ("list_", "class_map") and not os.path.exists(value):
+            elif name in ("list_", "class_map", "table") and not os.path.exists(value):
                 raise InputError(f"{option} {value}: cannot be read (No such file or directory)")
             elif name in ("model", "init", "judge", "audit", "translator"):
                 places = [Path(value, inside, "config.json") for inside in ("", "teacher", "day2night", "night2day")]

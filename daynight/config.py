@@ -313,6 +313,19 @@ class ExportOptions(Options):
 
 
 @dataclass(kw_only=True)
+class AdaptOptions(Options):
+    """The whole method on your own folders, in the hours that you give; it ends with one page."""
+
+    day: str = Data(..., "Labelled day images: a path, or a name under --data-root.")
+    night: list[str] = Data(..., "Night images without labels: as --day; repeatable.")
+    night_labels: str | None = Data(None, "A few labelled night images, as --day: they tell which model is best.")
+    hours: float = Optimisation(..., "Hours that all of it may take.", min=0.001, max=100_000)
+    out: str = Output(..., "Folder for the runs, the translation and the page.")
+    table: str | None = Advanced(None, "JSON file of the sizes to choose from; default: the recipe adapt's.")
+    dry_run: bool = Advanced(False, "Check, measure and show the plan; write nothing.")
+
+
+@dataclass(kw_only=True)
 class DemoOptions(Options):
     """The whole method in minutes, on drawn streets."""
 

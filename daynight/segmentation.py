@@ -26,7 +26,7 @@ from daynight.reports.previews import sheet
 from daynight.system.console import say
 from daynight.system.errors import InputError
 from daynight.training.checkpoint import Checkpoint
-from daynight.training.dry_run import check_files, check_labels
+from daynight.training.dry_run import Cost, check_files, check_labels
 from daynight.training.health import TeacherHealth
 from daynight.training.run import Run, ramp
 from daynight.training.validation import (
@@ -79,9 +79,9 @@ def shared_features(network: DeepLabV2, batch: dict, names: dict):
     return lambda some: [torch.cat([x[name] for name in some]) for x in maps]
 
 
-def train(options: SegTrainOptions) -> None:
-    """Train a student and its teacher (§3.3, §4.2); writes `options.out` with `teacher/`."""
-    run, root, train_on = Run(options), Path(options.data_root), trained_on(options)
+def train(options: SegTrainOptions, rehearsed: int = 2) -> Cost | None:
+    """Train student and teacher (§3.3, §4.2); writes `options.out` with `teacher/`. A dry run returns its cost."""
+    run, root, train_on = Run(options, rehearsed), Path(options.data_root), trained_on(options)
     sets, held, labelled = read_sets(options, root)
     days = {name[2:].replace("-", "_"): some[0] for name, some in sets.items() if some and name != "--night"}
     source = translation_source(options, days, root)
@@ -100,8 +100,7 @@ def train(options: SegTrainOptions) -> None:
     loaded = {"--translator": translator, "--init": options.init and student}
     loaded["--backbone-weights"] = options.backbone_weights != "random" and student.backbone
     run.open(fingerprints(sets | others, held, loaded) | {"translations": source.identity if source else "none"}, sets)
-    cache = open_cache(options, run.folder)
-    draw.keep_in(cache)
+    draw.keep_in(cache := open_cache(options, run.folder))
 
     teacher = EMA(student.to(run.device), options.ema_decay)
     optimizer = OPTIMIZERS[options.optimizer](groups(student, options), fused=True)
@@ -159,6 +158,7 @@ def train(options: SegTrainOptions) -> None:
         run.preview(step + 1)
     if skipped:
         skipped.tell()
+    return run.cost
 
 
 def laid_out(batch: dict) -> dict:

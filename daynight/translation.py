@@ -26,7 +26,7 @@ from daynight.reports.previews import sheet
 from daynight.system.console import say
 from daynight.system.errors import InputError
 from daynight.training.checkpoint import Checkpoint
-from daynight.training.dry_run import check_files
+from daynight.training.dry_run import Cost, check_files
 from daynight.training.graphs import Captured, recorder
 from daynight.training.run import Run
 from daynight.training.validation import Best, TranslationValidation, fingerprints, held_out, to_preview, unlabelled
@@ -151,9 +151,10 @@ class Step:
         optimizer.step()
 
 
-def train(options: TranslateTrainOptions) -> None:
-    """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages."""
-    run, root = Run(options), Path(options.data_root)
+def train(options: TranslateTrainOptions, rehearsed: int = 2) -> Cost | None:
+    """Train both generators (§3.2, §4.2); writes `options.out` with `day2night/` and `night2day/`, their averages.
+    A dry run returns the cost."""
+    run, root = Run(options, rehearsed), Path(options.data_root)
     sets, held = read_sets(options, root)
     features, judge, loaded = load_networks(options)
     torch.manual_seed(options.seed)
@@ -208,6 +209,7 @@ def train(options: TranslateTrainOptions) -> None:
         run.preview(step + 1)
     if skipped:
         skipped.tell()
+    return run.cost
 
 
 def unpaired(sets: dict, size: str, crop: tuple[int, int], cache):

@@ -19,6 +19,7 @@ from daynight.config import declared, free
 
 COMMANDS = {name: options for name, options, *_ in cli.COMMANDS}
 REQUIRED = {"translate": "--in given --out given", "predict": "--in given --out given", "eval": "--dataset given"}
+REQUIRED["adapt"] = "--day given --night given --hours 1 --out given"
 # what an option is refused without
 BESIDE = {
     ("seg-train", "keep-best"): "--validate-on given",

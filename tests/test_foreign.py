@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": f"{PREDICT} --model model",
     "eval": EVAL,
     "export": "export --model model",
+    "adapt": "adapt --day day --night dark --hours 1",
     "demo": "demo",
 }
 # what a user may have in a folder, names that daynight gives among them
@@ -45,6 +46,8 @@ FOREIGN = (
         "evaluation.json",
         "prediction.json",
         "translation.json",
+        "adapt.json",
+        "plan.json",
         "demo.json",
     ),
     *("options.json", "metrics.jsonl", "classes.json", "audit.json", "panel.png", "README.md", "teacher.onnx"),
@@ -136,6 +139,7 @@ def test_every_option_that_names_a_place_is_swept():
         "predict": ["out"],
         "eval": ["json", "save"],
         "export": ["out"],
+        "adapt": ["out"],
         "demo": ["out"],
     }
 

@@ -11,6 +11,7 @@ FLOORS = (
     ("__main__", "__init__"),
     ("cli",),
     ("demo",),
+    ("adapt",),
     ("translation", "segmentation"),
     ("training",),
     ("evaluation",),

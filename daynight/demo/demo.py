@@ -7,18 +7,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from daynight import segmentation, translation
-from daynight.config import DemoOptions, EvalOptions, SegTrainOptions, TranslateOptions, TranslateTrainOptions
+from daynight.adapt.stages import Stage, follow, labelled_by, scores
+from daynight.config import DemoOptions, SegTrainOptions, TranslateOptions, TranslateTrainOptions
 from daynight.data.formats import open_image
 from daynight.data.images import save_image
 from daynight.data.labels import Classes
 from daynight.demo import streets
-from daynight.evaluation import scoring
 from daynight.inference.folders import claimed
-from daynight.inference.tiles import segment
-from daynight.inference.translate import translate
-from daynight.models.deeplab import DeepLabV2
-from daynight.models.hub import lite, load_model
+from daynight.models.hub import lite
 from daynight.reports.previews import sheet
 from daynight.system.console import duration, say
 from daynight.system.errors import InputError
@@ -53,10 +49,7 @@ def demo(options: DemoOptions) -> None:
             write_json(out / "results.json", results)
             draw_panel(out / "data", out / "runs", out / "panel.png", accelerator)
     say(f"\n{duration(time.monotonic() - started)}, seed {options.seed}. Look at {out / 'panel.png'}.")
-    say(
-        "With your own images, DAY with labels and NIGHT without: daynight seg-train --config quick --day DAY --night "
-        "NIGHT --translator darken --ssl, then the commands above, each with --config quick"
-    )
+    say("With your own images: daynight adapt --day DAY --night NIGHT --hours 3 --out RUN")
 
 
 def run_all(options: DemoOptions, data: Path, runs: Path, accelerator) -> list[dict]:
@@ -67,32 +60,32 @@ def run_all(options: DemoOptions, data: Path, runs: Path, accelerator) -> list[d
         link_all(data, ("streets", "streets_dark"), data / "both")
     gathered(None)
     shared = {"seed": options.seed, "precision": options.precision, "data_root": str(data), "debug": options.debug}
-    sizes = shared | {"size": "64", "crop": "64x128", "log_every": 100}
-    training, seeing = sizes | {"day": "streets", "night": ["streets_dark"]}, TRANSLATOR
+    training, seeing = {"size": "64", "crop": "64x128", "log_every": 100} | shared, TRANSLATOR
+    pair = {"day": "streets", "night": ["streets_dark"]}
     try:
         lite("tf_efficientnet_lite0", "--feature-weights")
     except InputError as error:
         say(f"{error}; going on with a feature loss of random weights, which moves more of what is in the images")
         seeing = TRANSLATOR | UNSEEING
 
-    say("\n1. learn to translate day into night: daynight translate-train --day DAY --night NIGHT")
-    translation.train(TranslateTrainOptions(out=str(runs / "day2night"), **seeing, **training))
-    say("\n2. a judge, which alone has night labels and teaches nobody: how much does the translation keep?")
-    measuring = SEGMENTATION | {"train_on": "day", "day": "both", "validate_every": 0}
-    segmentation.train(SegTrainOptions(out=str(runs / "judge"), **measuring, **sizes))
-    say("\n3. translate the labelled day images: daynight translate --in DAY --out DAY_night --audit JUDGE")
-    model, judge = str(runs / "day2night"), str(runs / "judge")
-    translate(TranslateOptions(in_="streets", out=str(data / "streets_night"), model=model, audit=judge, **shared))
-    for i, (row, settings) in enumerate(ROWS.items(), 4):
-        say(f"\n{i}. train a segmentation network, {row}: daynight seg-train --day DAY --night NIGHT")
-        segmentation.train(SegTrainOptions(out=str(runs / row), **settings, **SEGMENTATION, **training))
+    def segmenting(row: str, **given) -> SegTrainOptions:
+        return SegTrainOptions(out=str(runs / row), **(SEGMENTATION | training | given))
 
-    say("\n7. score them by day and by night: daynight eval --dataset DAY")
-    models, sets = [str(runs / row) for row in ROWS], {"streets": "day", "streets_dark": "night"}
-    results = scoring.evaluate(EvalOptions(model=models, dataset=list(sets), **shared))
+    model, judge = str(runs / "day2night"), segmenting("judge", train_on="day", day="both", validate_every=0)
+    translator = TranslateTrainOptions(out=model, **seeing, **training, **pair)
+    translating = TranslateOptions(
+        in_="streets", out=str(data / "streets_night"), model=model, audit=judge.out, **shared
+    )
+    follow([
+        Stage("learn to translate day into night", "translate-train", translator),
+        Stage("a judge, which alone has night labels and teaches nobody: what is kept?", "seg-train", judge),
+        Stage("translate the labelled day images", "translate", translating),
+        *(Stage(f"train {row}", "seg-train", segmenting(row, **pair, **given)) for row, given in ROWS.items()),
+    ])  # fmt: skip
+    results = scores({row: str(runs / row) for row in ROWS}, {"streets": "day", "streets_dark": "night"}, shared)
     kept = read_json(data / "streets_night/audit.json")["kept"]
     say(f"the translation keeps {kept:.1f} % of what a network with labels of day and night sees")
-    return [x | {"row": Path(x["model"]).name, "dataset": sets[Path(x["dataset"]).name]} for x in results]
+    return results
 
 
 def link_all(data: Path, names: tuple[str, ...], both: Path) -> None:
@@ -119,7 +112,5 @@ def draw_panel(data: Path, runs: Path, path: Path, accelerator) -> None:
         "truth": list(map(np.asarray, images("streets_dark/labels/val"))),
     }
     for row, caption in (("baseline", "before: day labels alone"), ("ssl", "after: the full method")):
-        model = load_model(str(runs / row), "teacher", "--model", DeepLabV2).to(accelerator.device)
-        results = segment(model, columns["real night"], model.config["size"], None, accelerator)
-        columns[caption] = [labels.cpu().numpy() for _, _, labels, _ in results]
+        columns[caption] = labelled_by(str(runs / row), columns["real night"], accelerator)
     save_image(sheet(columns, classes), path)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import weakref
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
@@ -160,19 +161,28 @@ def claim(folder: Path, name: str, record: dict, option: str = "--out", renewed:
     Raises `InputError` if the folder holds something else or was made with another record, so that results of two
     models never mix, or if another process works there.
     """
-    path, before = folder / name, None
     try:
-        with suppress(InputError):
-            before = read_json(path)
-        if before is None and not is_free(folder):
-            raise InputError(f"{option} {folder}: not empty, and not made by this command; give another folder")
-        for key in record | before if before is not None else ():
-            if before.get(key) != record.get(key) and key not in (renewed or {}):
-                was = f"{key} {before.get(key)}, not {record.get(key)}"
-                raise InputError(f"{option} {folder}: was made with {was}; give another folder")
+        before = claimable(folder, name, record, option, renewed or ())
         lock = Lock(folder, option)
         if before != (record := record | (renewed or {})):
-            write_json(path, record)
+            write_json(folder / name, record)
     except OSError as error:
         raise InputError(f"{option} {folder}: {error.strerror}; give another folder") from error
     return lock
+
+
+def claimable(folder: Path, name: str, record: dict, option: str = "--out", renewed: Collection = ()) -> dict | None:
+    """The record in a folder that `claim` would take, None where there is none; raises `InputError` as `claim` does."""
+    before = None
+    try:
+        with suppress(InputError):
+            before = read_json(folder / name)
+        if before is None and not is_free(folder):
+            raise InputError(f"{option} {folder}: not empty, and not made by this command; give another folder")
+    except OSError as error:
+        raise InputError(f"{option} {folder}: {error.strerror}; give another folder") from error
+    for key in record | before if before is not None else ():
+        if before.get(key) != record.get(key) and key not in renewed:
+            was = f"{key} {before.get(key)}, not {record.get(key)}"
+            raise InputError(f"{option} {folder}: was made with {was}; give another folder")
+    return before

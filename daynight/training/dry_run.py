@@ -4,9 +4,11 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,14 @@ THREADS = 16
 LISTED = 50  # problems
 
 
+class Cost(NamedTuple):
+    """Seconds that a training takes for a step, in the mean of the whole run, for a checkpoint and for a validation."""
+
+    step: float
+    checkpoint: float
+    validation: float
+
+
 def check_writable(folder: Path) -> Path:
     """The nearest folder that exists, at or above this one. Raises `InputError` where nothing can be made in it."""
     place = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
@@ -30,19 +40,23 @@ def check_writable(folder: Path) -> Path:
 
 
 def rehearse(
-    run, loader: Iterator[dict], checkpoint: Checkpoint, validation, cache, cost: Callable[[int], float]
-) -> Iterator[tuple[int, dict]]:
-    """The last steps of a `Run`, which cost as much as any, in its temporary folder; then say what it will take."""
+    run, loader, checkpoint: Checkpoint, validation, cache, cost: Callable[[int], float]
+) -> Generator[tuple[int, dict], None, Cost]:
+    """The last steps of a `Run`, which cost as much as any, in its temporary folder; then say what it will take.
+
+    The first step warms up; of the others the median counts."""
     options, total = run.options, run.total
     say("measuring two steps …")
+    times = []
     for step in range(run.first, total):
         began = time.monotonic()
         batch = next(loader)
         drawn = time.monotonic()
         yield step, run.moved(batch)
-        ended = time.monotonic()
-    # `run.updated` is when the update was done; after it comes what is done at each checkpoint
-    data, update, preview = drawn - began, run.updated - drawn, ended - run.updated
+        # `run.updated` is when the update was done; after it comes what is done at each checkpoint
+        times.append((drawn - began, run.updated - drawn, time.monotonic() - run.updated))
+    data, update, _ = map(median, zip(*times[1:] or times, strict=True))
+    preview = times[-1][2]
     done = max(checkpoints_in(Path(options.out)), default=0)
     readers = min(run.readers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     a_step = max(update, data / readers) if readers else update + data
@@ -61,6 +75,7 @@ def rehearse(
         say(f"the run     {duration(seconds)} for {of}{run.slow(seconds)}")
         tell_disk(run, checkpoint, cache.planned if cache else 0)
         say(f"dry run: nothing is wrong, and nothing was written to {options.out}")
+    return Cost(a_step * sum(map(cost, range(total))) / cost(total - 1) / total, preview, validating)
 
 
 def tell_disk(run, checkpoint: Checkpoint, cache: float) -> None:

@@ -56,7 +56,9 @@ class Run:
     `preview(step + 1)`. `slots` are the places of the global batch that this process works on.
     """
 
-    def __init__(self, options):
+    def __init__(self, options, rehearsed: int = 2):
+        """rehearsed: so many steps a dry run takes."""
+        self.rehearsed, self.cost = rehearsed, None
         self.options, self.folder, self.total = options, Path(options.out), options.steps
         check_trackers(options.log)
         settings = {"log_with": options.log, "project_dir": options.out} if options.log else {}
@@ -101,7 +103,7 @@ class Run:
         if options.dry_run:
             self.temporary = TemporaryDirectory(prefix="daynight-")
             # on a GPU also those before a graph is recorded
-            steps = 2 + WARM_UP * (self.device.type == "cuda")
+            steps = self.rehearsed + WARM_UP * (self.device.type == "cuda")
             self.folder, self.first = Path(self.temporary.name), max(0, self.total - steps)
         self.logger = Log(self.folder, self.accelerator, self.total, options.log_every)
         with together():
@@ -130,7 +132,7 @@ class Run:
             self.meter = Meter(self.total, self.first, "steps", lambda done: False, cost)
             self.watchdog.stop()
             with self.temporary:
-                yield from rehearse(self, loader, checkpoint, validation, cache, cost)
+                self.cost = yield from rehearse(self, loader, checkpoint, validation, cache, cost)
             return
         handlers = heed(self._stop, always=(signal.SIGTERM, signal.SIGINT))
         self.alive()
