@@ -104,7 +104,7 @@ def test_more_than_a_day_names_quick(line, home):
 
 
 def test_the_first_line_with_a_time_says_it_once(capsys):
-    with console.Meter(10**9, 0, "steps", lambda done: False, slow=lambda s: "; slow" * (s > 100)) as meter:
+    with console.Meter(10_000, 0, "steps", lambda done: False, slow=lambda s: "; slow" * (s > 100)) as meter:
         meter.started -= 100
         meter.since -= 100
         for _ in range(20):

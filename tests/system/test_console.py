@@ -57,7 +57,7 @@ def test_a_pipe_gets_a_line_soon_and_whenever_it_is_due(clock, monkeypatch):
         f"4/10 steps  {rate}, 12 s left, {waits}  ce_day 0",
         f"5/10 steps  {rate}, 10 s left, {waits}  ce_day -1",
         f"8/10 steps  {rate}, 4 s left, {waits}  ce_day -4",
-        f"10/10 steps  {rate}, 0 s left, {waits}  ce_day -6",
+        f"10/10 steps  {rate}, 0 s left, {waits}",  # the values come in a table
         "10 steps in 78 s",
     ]
 
@@ -138,4 +138,4 @@ def test_a_run_tells_waiting_for_data_from_computing(tmp_path, capsys):
             float(re.search(rf"([\d.]+){words}", line)[1]) for words in (" steps/s", " images/s", " % for data")
         )
         assert 50 < data < 95 and images == pytest.approx(4 * rate, rel=0.02) and rate < 12.5
-        assert " GiB of memory, " in line and line.endswith("  ce_day 0")
+        assert " GiB of memory, " in line and line.endswith("  ce_day 0") == (line[0] != "9")
