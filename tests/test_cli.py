@@ -150,7 +150,7 @@ def line_of(command, f, spelt, base, number=0):
 
 def without(command, spelt):
     """The words that a command and one of its options cannot do without, but those of that option."""
-    return re.sub(rf"--{spelt} given", "", REQUIRED.get(command, "")) + " " + BESIDE.get((command, spelt), "")
+    return re.sub(rf"--{spelt} \S+", "", REQUIRED.get(command, "")) + " " + BESIDE.get((command, spelt), "")
 
 
 # help, version, and how it is started

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import forms
 import pytest
+import test_adapt
 import test_commands
 import trees
 from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
@@ -62,6 +63,7 @@ def make_home(home: Path) -> Path:
     forms.nightcity(home / "data/nightcity")
     forms.write(home / "gt_trainval_night_correct_filenames.txt", "seg/labels/val/val-000_train_id.png")
     trees.bare(home / "data/street_night")
+    test_adapt.table(home, test_adapt.TINY)
     (home / "examples").symlink_to(ROOT / "examples")
     return home
 
@@ -79,5 +81,5 @@ def test_every_line_of_a_page(page, tmp_path):
                 continue
             words = re.sub(r"^accelerate launch (--\S+ \S+ )*(-m )?", "", line)
             assert words.startswith("daynight "), f"{page}: {line}: nobody tries this"
-            result = daynight(words.removeprefix("daynight "), home, **test_commands.SMALL)
+            result = daynight(words.removeprefix("daynight "), home, **test_commands.SMALL, DAYNIGHT_ADAPT_TABLE="table.json")
             assert result.code == 0, (line, result)
