@@ -81,5 +81,7 @@ def test_every_line_of_a_page(page, tmp_path):
                 continue
             words = re.sub(r"^accelerate launch (--\S+ \S+ )*(-m )?", "", line)
             assert words.startswith("daynight "), f"{page}: {line}: nobody tries this"
-            result = daynight(words.removeprefix("daynight "), home, **test_commands.SMALL, DAYNIGHT_ADAPT_TABLE="table.json")
+            result = daynight(
+                words.removeprefix("daynight "), home, **test_commands.SMALL, DAYNIGHT_ADAPT_TABLE="table.json"
+            )
             assert result.code == 0, (line, result)

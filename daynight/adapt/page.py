@@ -79,7 +79,11 @@ def advice(out: Path, plan: dict, results: list[dict]) -> tuple[list[str], list[
             f"The baseline labels only {kept:.0f} % of the pixels the same after translation: look at "
             "translated/audit.html; more --hours, or a larger --lambda-feature for the translator, keep more in place."
         )
-    if plan["more"]:
+    if best != "ssl":
+        tips.append(
+            "The full method is not the best here: do its translations below look like nights, all in its place?"
+        )
+    if plan["more"] or best != "ssl":
         tips.append(f"More time: --hours {2 * plan['hours']:g} with another --out trains longer, or larger networks.")
     tips.append("Go on by hand: the command lines below take every option (daynight COMMAND --help).")
     tips.append(f"Use it: daynight predict --model {out / best} --in FOLDER --out labelled")
@@ -138,4 +142,4 @@ def translations(out: Path, day: ImageSet) -> page.Html:
         [page.figure(open_image(x), t, 480) for x, t in zip(p, ("day", "translated"), strict=True)] for p in pairs
     ]
     strips = [page.strip(path.name, *two) for path, two in zip(few, figures, strict=True)]
-    return page.section("Translations", "What the full method learned from beside real nights.", *strips)
+    return page.section("Translations", "The full method learned from all of these, and from real nights.", *strips)

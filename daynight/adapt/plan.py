@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from rich import box
 from rich.table import Table
 
@@ -63,7 +64,7 @@ def make_plan(options: AdaptOptions, sets: dict[str, list[ImageSet]], scored: in
         say(f"measuring the steps of {name!r} …")
         try:
             costs = measure(with_weights(size), options, sets, shared)
-        except InputError as error:
+        except (InputError, torch.OutOfMemoryError) as error:  # a smaller size may need less
             problem = error
             warn(f"the size {name!r} is passed over: {error}")
             continue
