@@ -107,7 +107,9 @@ def read_config(ctx: typer.Context, path: str | None) -> str | None:
 
 def check_places(command: str, options) -> None:
     """Raise `InputError` for an option whose data, model or file is not there, before torch is imported: that takes
-    seconds. What needs a look inside is checked later."""
+    seconds. What needs a look inside is checked later, and of several processes everything: one tells the others."""
+    if any(name.startswith("ACCELERATE_") or name in ("RANK", "LOCAL_RANK") for name in os.environ):
+        return
     from daynight.data.layouts.tree import find, tagged_night
     from daynight.models.place import hub_id, model_folder, weights_file
 

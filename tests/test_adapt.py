@@ -116,7 +116,7 @@ def test_the_page_answers(made):
         ("--out other --day dark", "no labels"),
         ("--out other --night-labels dark", "no labels"),
         ("--out other --night day", "day images too"),
-        ("--out other --table nowhere.json", "--table nowhere.json: no such file"),
+        ("--out other --table nowhere.json", "--table nowhere.json: cannot be read"),
         ("--out data/dark/new", "--out data/dark/new: lies among the images"),
     ],
 )

@@ -217,6 +217,7 @@ def test_a_judge_learns_from_links_to_both_sets(tmp_path):
 
 
 def test_the_demo_without_the_extra_says_what_is_lacking(tmp_path, monkeypatch):
+    from daynight.adapt import stages
     from daynight.demo import demo
     from daynight.system.errors import InputError
 
@@ -226,7 +227,7 @@ def test_the_demo_without_the_extra_says_what_is_lacking(tmp_path, monkeypatch):
         used.append(options)
         raise InputError("enough")
 
-    monkeypatch.setattr(demo.translation, "train", stop)
+    monkeypatch.setitem(stages.COMMANDS, "translate-train", stop)
     monkeypatch.setattr(demo.streets, "write", lambda *x, **y: None)
     monkeypatch.setattr(demo, "link_all", lambda *x: None)
     assert daynight(f"demo --out {tmp_path}/a").line == "daynight: enough\n"

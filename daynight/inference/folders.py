@@ -88,7 +88,8 @@ def claimed(
             try:
                 lock = claim(out, name, record, renewed=files and {"files": contents(out, name, root, files, is_done)})
             except InputError as error:
-                raise InputError(f"{error}{INSTEAD.get(name, '')}") from error
+                instead = INSTEAD.get(name, "") * ("give another" in str(error))
+                raise InputError(f"{error}{instead}") from error
     with lock:
         yield
         gathered(None)

@@ -228,8 +228,11 @@ def test_what_nohup_has_ignored_is_ignored(command, undisturbed, place):
 def test_a_signal_during_the_imports_is_one_line(number, tmp_path):
     """From 20 ms after the start on, in a process that imports everything itself."""
     said = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    for file in ("images/a.png", "model/config.json"):  # what is looked for before the imports
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
     for after in (0, 0.5, 1, 1.5):
-        words = [sys.executable, "-m", "daynight", "predict", "--in", "nothing", "--out", "out"]
+        words = [sys.executable, "-m", "daynight", *"predict --in images --model model --out out".split()]
         command = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         caught = Path(f"/proc/{command.pid}/status")
         until(lambda file=caught: int(file.read_text().split("SigCgt:")[1].split()[0], 16) >> 14 & 1, command)
