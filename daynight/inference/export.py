@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from daynight.config import ExportOptions, pair
 from daynight.data.transforms import resize_image
 from daynight.inference.tiles import tiled
+from daynight.models.backbones import larger
 from daynight.models.deeplab import DeepLabV2
 from daynight.models.generator import Generator, InstanceNorm, RowConv, UpConv
 from daynight.models.hub import find_model, identity, load_model
@@ -133,7 +134,7 @@ def shape_at(height: int, width: int, size: str) -> tuple[int, int]:
 
 def ordered(a: int, b: int) -> tuple[int, int]:
     """The smaller and the larger, by arithmetic that a trace records."""
-    return (a + b - abs(a - b)) // 2, (a + b + abs(a - b)) // 2
+    return a + b - larger(a, b), larger(a, b)
 
 
 def export(options: ExportOptions) -> None:

@@ -290,7 +290,7 @@ class SegmentationValidation(Validation):
         for name, some in {"day": held["--day"], "validate_on": [labelled] if labelled else []}.items():
             for image_set in (s for s in some if s.images):
                 photographs = LabelledPhotographs(image_set, options.size)
-                self.images[name] = self.readable(self.with_labels, photographs)
+                self.images[name] = self.readable(levels_and_labels, photographs)
         self.tell_unmeasured(best.measure.removesuffix("_miou") in self.images)
         nights = [path for s in held.get("--night", []) for path in s.images]
         nights = [nights[i] for i in evenly(len(nights), options.validate_images)]
@@ -306,14 +306,10 @@ class SegmentationValidation(Validation):
                 module.training = mode
         return {name: value for values in found for name, value in values.items()}
 
-    def with_labels(self, i: int, photographs: LabelledPhotographs) -> tuple[torch.Tensor, torch.Tensor]:
-        image = photographs.levels(i)
-        return image, photographs.label(i, *image.shape[1:])
-
     def logits(self, model, image: torch.Tensor) -> torch.Tensor:
         """Of 3×H×W, uint8."""
         with self.accelerator.autocast():
-            return model(scaled(image[None].to(self.run.device))).float()
+            return model(in_range(image, self.run.device)).float()
 
     def scores(self, name: str, images: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
         """The teacher's scores on labelled images."""
