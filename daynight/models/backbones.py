@@ -15,7 +15,7 @@ TRIED = "vit_small_patch14_dinov2, convnextv2_tiny or pvt_v2_b0"  # of many that
 SWITCHES = ({"dynamic_img_size": True}, {"strict_img_size": False, "always_partition": True})
 SWITCHES += ({"strict_img_size": False}, {})
 # what timm's networks raise for an argument or an output stride that they do not take
-REFUSALS = TypeError, AssertionError, NotImplementedError
+REFUSALS = TypeError, AssertionError, RuntimeError
 
 
 class Normalise(nn.Module):
@@ -158,7 +158,7 @@ def plan(name: str, output_stride: int | None = None, stages: int = 1) -> Plan:
             maps = min(stages, len(info) or 1)
             try:
                 network = build(name, options, plain, maps).eval()
-            except (*REFUSALS, RuntimeError, AttributeError) as error:
+            except (*REFUSALS, AttributeError) as error:
                 why = str(error) or why
                 continue
             return measure(name, network, options, plain)
@@ -193,7 +193,7 @@ def measure(name: str, network: nn.Module, options: dict, plain: bool) -> Plan:
                 sum(x.sum() for x in network(torch.zeros(1, 3, base, base))).backward()
             unused = tuple(name for name, p in network.named_parameters() if p.grad is None)
             return Plan(options, plain, multiple, tiles, last, channels, strides, unused)
-        except (*REFUSALS, RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+        except (*REFUSALS, ValueError, IndexError, ZeroDivisionError) as error:
             why = str(error) or why
     raise ValueError(f"{name} cannot be a backbone: {why}; {TRIED} can")
 
