@@ -111,6 +111,7 @@ def check_places(command: str, options) -> None:
     if any(name.startswith("ACCELERATE_") or name in ("RANK", "LOCAL_RANK") for name in os.environ):
         return
     from daynight.data.layouts.tree import find, tagged_night
+    from daynight.data.sets import check_images
     from daynight.models.place import hub_id, model_folder, weights_file
 
     data = {"day", "night", "unlabelled_day", "translated", "validate_on", "night_labels", "dataset", "in_"}
@@ -121,7 +122,7 @@ def check_places(command: str, options) -> None:
         for value in given if isinstance(given, list) else filter(None, [given]):
             if name in data - unread:
                 if not value.startswith("hf:") and not tagged_night(value, root):
-                    find(value, root, option, name == "in_")
+                    check_images(find(value, root, option, name == "in_"), option)
             elif name in ("feature_weights", "backbone_weights"):
                 weights_file(value, options.backbone if name[0] == "b" else options.feature_network, option)
             elif name in ("list_", "class_map", "table") and not os.path.exists(value):

@@ -55,6 +55,14 @@ def test_a_wrong_path_is_told_before_torch_is_imported(line, home, monkeypatch):
     assert "nowhere" in daynight(line, home).line
 
 
+@pytest.mark.parametrize("line", ["seg-train --day nowhere", "translate --in nowhere --out out", "eval --dataset nowhere"])
+def test_a_folder_without_images_is_told_before_torch_is_imported(line, home, tmp_path, monkeypatch):
+    (tmp_path / "nowhere/sub").mkdir(parents=True)
+    (tmp_path / "nowhere/sub/readme.txt").touch()
+    monkeypatch.setattr(cli, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    assert "nowhere: no images" in daynight(line.replace("nowhere", f"{tmp_path}/nowhere"), home).line
+
+
 def test_what_is_checked_first_imports_no_torch(home):
     code = "import sys; from daynight.cli import check_places; from daynight.config import PredictOptions as P\n"
     code += "check_places('predict', P(in_='data/day', out='out', model='seg')); print('torch' in sys.modules)"
@@ -134,6 +142,19 @@ def test_previews_are_of_the_same_images_and_the_page_has_no_name_twice(home, tm
     assert "6 labels" not in result.out and "dark: folder, train, 3 images\n" in result.out  # night labels are not used
     refused = daynight(line.replace("--steps 3", "--steps 4"), home).line
     assert f"--init {tmp_path}/run --out OTHER" in refused
+
+
+def test_the_page_of_a_resumed_run_keeps_its_curves(home, tmp_path):
+    line = SEG.replace("out/run", str(tmp_path / "run")) + " --steps 4 --save-every 2 --log-every 1"
+
+    def curves() -> list[str]:
+        assert daynight(line, home).code == 0
+        return re.findall(r' d="([^"]*)"', (tmp_path / "run/index.html").read_text())
+
+    whole = curves()
+    assert any(path.count("L") == 3 for path in whole)  # four steps
+    shutil.rmtree(tmp_path / "run/checkpoint-0000004")
+    assert curves() == whole
 
 
 def test_previews_of_translations_are_whole(home, tmp_path):

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
+from daynight.data.hub_sets import is_data_set
 from daynight.data.labels import CITYSCAPES, Classes, LabelKind
 from daynight.data.layouts.folder import Images
 from daynight.data.layouts.layout import FILE, IMAGE_SUFFIXES, SPLIT, Layout, counted, evenly, is_image, walk
@@ -134,6 +135,12 @@ def load(
     found = _gather(name, layout, chosen, option, time, labels, labelled)
     other = f"{name}: not the 87 images that papers call BDD100K-night; examples/data.md (--list) has those"
     return replace(found, notes=(*found.notes, other)) if whole else found
+
+
+def check_images(place: Path, option: str) -> None:
+    """Raises InputError for a folder without any image, and without a data set of Hugging Face's."""
+    if place.is_dir() and not is_data_set(place) and not any(map(is_image, walk(place))):
+        raise InputError(f"{option}: {place}: no images; expected {locate(place).expected()}")
 
 
 def _choose(layout: Layout, splits: Sequence[str] | None, where: str) -> list[str | None]:

@@ -146,7 +146,7 @@ def plan(name: str, output_stride: int | None = None, stages: int = 1) -> Plan:
             hint = "; SegFormer's is not in it, pvt_v2_b0 to pvt_v2_b5 are alike"
         raise ValueError(f"timm has no network {name!r}{hint}")
     why, strides = "it gives no feature maps", [{"output_stride": output_stride}, {}] if output_stride else [{}]
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.inference_mode(False), torch.no_grad():
         for options in [switch | stride for stride in strides for switch in SWITCHES]:
             try:
                 model = timm.create_model(name, num_classes=0, **options)

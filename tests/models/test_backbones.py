@@ -103,6 +103,12 @@ def test_what_cannot_be_a_backbone_says_why_and_what_can():
         assert "cannot be" not in words or str(refused.value).endswith(f"; {backbones.TRIED} can")
 
 
+def test_a_model_is_built_where_nothing_is_differentiated():
+    with torch.inference_mode():
+        found = backbones.plan.__wrapped__("resnet18", 16)
+    assert found == backbones.plan("resnet18", 16)
+
+
 def test_a_padded_map_is_laid_over_the_image_without_a_shift():
     """The map of 67 pixels at stride 16 reaches to 80: its middle is not the image's."""
     model = DeepLabV2(["a"], [(0, 0, 0)], "test_vit", 16, 1, size="native", pretrained=False).eval()
