@@ -215,7 +215,7 @@ class SegTrainOptions(TrainingOptions):
     backbone: str = Model("vgg16", "vgg16 (the paper), or any of timm's networks.")
     backbone_weights: str = Model("pretrained", "pretrained (Hub), random, lite (extra) or a .safetensors file.")
     output_stride: int = Model(8, "Output stride of the backbone; 16 takes a third of the time.", min=8, max=32)
-    head: Literal["aspp", "linear", "fuse"] = Model("aspp", "aspp (DeepLabV2), linear, or fuse (four stages).")
+    head: Literal["aspp", "linear", "fuse"] = Model("aspp", "aspp (DeepLabV2), linear, or fuse (with finer stages).")
     head_width: int = Model(1024, "Channels inside the head (DeepLabV2: 1024).", min=1, max=8192)
     optimizer: Literal["adam", "adamw"] = Optimisation("adam", "adam (the paper), or adamw, usual for transformers.")
     weight_decay: float = Optimisation(0.0, "Decay of weight matrices; none of biases and norms.", min=0, max=1)
@@ -231,6 +231,11 @@ class SegTrainOptions(TrainingOptions):
     weak_noise: float = Optimisation(0.02, "σ of the noise of A_w, for images in [-1, 1].", min=0, max=2)
     strong_noise: float = Optimisation(0.1, "σ of the noise of A_s, for images in [-1, 1].", min=0, max=2)
     jitter: float = Optimisation(0.4, "Colour jitter of A_s: factors of 1 ± this.", min=0, max=1)
+    mix: bool = Optimisation(False, "Paste half of a translated crop's classes onto the student's nights (DACS).")
+    ssl_loss: Literal["square", "ce"] = Optimisation("square", "square: Eq. 15; ce: cross-entropy, weighted (DAFormer).")
+    rare_classes: float = Optimisation(
+        0.0, "Draw day images by their rare classes: T of DAFormer, as 0.01; 0: all alike.", min=0, max=1
+    )
     keep_best: Literal["day", "labelled", "none"] = Output("day", "What chooses best/: held-out day, or --validate-on.")
 
     @property

@@ -41,18 +41,20 @@ from daynight.training.validation import (
 )
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SSL_LOSSES = {"square": losses.consistency, "ce": losses.pseudo_labels}
 # the value of a validation that --keep-best names
 BEST_BY = {"day": "day_miou", "labelled": "validate_on_miou", "none": "none"}
 
 
-def student_terms(student, teacher, batch, clean, noisy, valid, dropout, rho, weight, frozen=False):
+def student_terms(student, teacher, batch, clean, noisy, valid, dropout, rho, weight, frozen=False, loss="square"):
     """The terms of Eq. 16, by name; and for each name in `noisy` the teacher's softmax and its mask.
 
     `batch`: images B×3×H×W in [-1, 1], by name. `clean`: the names of those of Eq. 12, by `batch["labels"]` (B×H×W of
     train ids; `valid`: how many there are). `noisy`: what the student sees under dropout (`dropout`: a generator
     for each image) → what the teacher sees of it without (Eq. 14, 15; `rho`, `weight` λ_ssl); empty before SSL starts.
     The student looks once: only from dropout on is anything computed twice. A `frozen` backbone, which both share,
-    looks once for both.
+    looks once for both. `loss`: "square" is Eq. 15; "ce" has every pixel learn, by the share of its image that Eq. 14
+    accepts. `batch["pasted"]`, if it is there: the labels of what was pasted onto `strong_night` (B×H×W, 255: night).
     """
     looks = dict.fromkeys([*clean, *noisy])
     maps = shared_features(teacher, batch, looks | dict.fromkeys(noisy.values())) if frozen else lambda names: None
@@ -67,8 +69,13 @@ def student_terms(student, teacher, batch, clean, noisy, valid, dropout, rho, we
             targets = teacher(images, features=maps(noisy.values())).float().softmax(1)
         for (name, x), target in zip(split(noisy_logits, noisy), targets.chunk(len(noisy)), strict=True):
             mask = losses.confidence_mask(target, rho)  # Eq. 14
-            terms[f"ssl_{name}"] = weight * losses.consistency(target, x, mask)  # Eq. 15
-            taught[name] = target, mask
+            taught[name], weights = (target, mask), mask
+            if loss == "ce":
+                weights = mask.mean((1, 2, 3), keepdim=True).expand_as(mask)
+            if name == "strong_night" and (pasted := batch.get("pasted")) is not None:
+                terms["ce_pasted"] = losses.cross_entropy(x, pasted, pasted.numel())
+                weights = weights * (pasted == 255)[:, None]
+            terms[f"ssl_{name}"] = weight * SSL_LOSSES[loss](target, x, weights)  # Eq. 15
     return terms, taught
 
 
@@ -144,7 +151,7 @@ def train(options: SegTrainOptions, rehearsed: int = 2) -> Cost | None:
             dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots] * len(noisy)
             rho, weight = (ramp(step, run.total, *numbers(values)) for values in (options.rho, options.lambda_ssl))
         with accelerator.autocast():
-            terms, taught = student_terms(student, look, batch, clean, noisy, valid, dropout, rho, weight, frozen)
+            terms, taught = student_terms(student, look, batch, clean, noisy, valid, dropout, rho, weight, frozen, options.ssl_loss)
         seen = {f"mask_{name}": mask.mean() for name, (_, mask) in taught.items()}
         if taught:
             seen |= health(*taught["strong_night"], batch["labels"])

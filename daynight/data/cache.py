@@ -68,6 +68,20 @@ class Cache:
         return None
 
 
+    def array(self, paths: Sequence[Path], salt: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `make()` finds in the files of `paths`, kept until one of them or `salt` changes."""
+        if not self.folder or not self.left:
+            return make()
+        file = self.folder / f"{digest(' '.join(look(path, 'native')[1] for path in paths) + salt)}.npy"
+        with suppress(OSError, ValueError, EOFError):  # not there; damaged
+            return np.load(file)
+        array, content = make(), io.BytesIO()
+        np.save(content, array)
+        with suppress(OSError):
+            replace(file, lambda temporary: temporary.write_bytes(content.getvalue()))
+        return array
+
+
 def open_cache(options, folder: Path) -> Cache:
     """The cache of a training in `folder`, as its options say; that of a dry run writes nothing."""
     place = None if options.dry_run else Path(options.cache or folder / "cache")

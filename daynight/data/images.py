@@ -126,6 +126,22 @@ class LabelledPhotographs(Photographs):
         return torch.from_numpy(np.require(array, requirements="W"))[None]
 
 
+def count_classes(image_set: ImageSet, skip: bool) -> np.ndarray:
+    """Pixels of each train id in each label of a set, images×256 (int64), none in one that cannot be read if `skip`."""
+
+    def count(path: Path) -> np.ndarray:
+        try:
+            values = read_label(path, image_set.label_kind, image_set.classes)
+        except Unreadable:  # the training says so
+            if skip:
+                return np.zeros(256, int)
+            raise
+        return np.bincount(values.ravel(), minlength=256)
+
+    with ThreadPoolExecutor(16) as pool:
+        return np.stack(list(pool.map(count, image_set.labels)))
+
+
 class Writer:
     """Writes images in the background, each whole or not at all, by a thread a core (4 to 16). At most 4 a thread wait,
     so memory stays bounded.

@@ -27,6 +27,31 @@ def choose(length: int, generator: torch.Generator) -> int:
     return int(torch.randint(length, (), generator=generator))
 
 
+class RareClasses:
+    """Rare class sampling (Hoyer et al. 2022, DAFormer): draws a class c, p(c) ∝ exp((1 - f_c) / T), where f_c is its
+    share of all labelled pixels, and an image that has it.
+
+    `counts`: pixels of each class in each image, images×classes. `temperature`: T. A class is in an image, or in a crop,
+    that has at least a `LEAST` part of it.
+    """
+
+    LEAST = 1 / 2000
+
+    def __init__(self, counts: torch.Tensor, temperature: float):
+        shares = counts.sum(0).double() / counts.sum().clamp(min=1)
+        has = counts >= self.LEAST * counts.sum(1, keepdim=True).clamp(min=1)
+        self.images = [column.nonzero()[:, 0] for column in has.T]
+        self.chances = torch.softmax((1 - shares) / temperature, 0) * has.any(0)
+
+    def __call__(self, generator: torch.Generator) -> tuple[int, int]:
+        """An image's number and the class that it was drawn for."""
+        drawn = int(torch.multinomial(self.chances, 1, generator=generator))
+        return int(self.images[drawn][choose(len(self.images[drawn]), generator)]), drawn
+
+    def in_crop(self, labels: torch.Tensor, drawn: int) -> bool:
+        return bool((labels == drawn).sum() >= self.LEAST * labels.numel())
+
+
 class Skipped:
     """The files that a training could not read and left out: each is said once and listed in `file`.
 

@@ -88,6 +88,14 @@ def jitter(image: torch.Tensor, strength: float, generator) -> torch.Tensor:
     return levels * 2 - 1
 
 
+def half_of_classes(labels: torch.Tensor, generator) -> torch.Tensor:
+    """ClassMix (Olsson et al. 2021): H×W train ids (255: none) → H×W, true where one of half of their classes is."""
+    there = labels.unique()
+    there = there[there != 255]
+    chosen = torch.randperm(len(there), generator=generator)[: (len(there) + 1) // 2]
+    return torch.isin(labels, there[chosen])
+
+
 def darken(image: torch.Tensor, generator) -> torch.Tensor:
     """A night of sorts without training: 3×H×W in [-1, 1] made dark by a random gamma, gain, tint and sensor noise."""
     levels = (image * 0.5 + 0.5).clamp(0, 1) ** uniform(1.2, 2.8, generator) * uniform(0.15, 0.7, generator)

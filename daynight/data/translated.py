@@ -11,11 +11,11 @@ import torch
 
 from daynight.config import SegTrainOptions, pair
 from daynight.data.cache import Cache, digest
-from daynight.data.images import LabelledPhotographs, Photographs
+from daynight.data.images import LabelledPhotographs, Photographs, count_classes
 from daynight.data.layouts.tree import locate
-from daynight.data.sampling import choose
+from daynight.data.sampling import RareClasses, choose
 from daynight.data.sets import ImageSet, counterparts, fingerprint
-from daynight.data.transforms import add_noise, cut, darken, fourier, jitter, random_box, scaled
+from daynight.data.transforms import add_noise, cut, darken, fourier, half_of_classes, jitter, random_box, scaled
 from daynight.system.errors import InputError
 from daynight.system.files import read_json
 
@@ -96,9 +96,13 @@ class Folder:
 UNTRAINED = {"darken": Darken, "fourier": Fourier}
 
 
+PLACES = 10  # tries of a crop that holds the rare class
+
+
 class Draw:
     """Draws a sample: `day` and `labels` from one place, and, where they are needed, `fake_day` from the same place,
-    `weak_night` A_w(x_t) and `strong_night` A_s(x_t), `unlabelled_day` and `fake_unlabelled_day`.
+    `weak_night` A_w(x_t) and `strong_night` A_s(x_t), `unlabelled_day` and `fake_unlabelled_day`. With `--mix` parts of
+    `fake_day` are pasted onto x_t before A_s; `pasted` has their labels, and 255 elsewhere.
 
     Images are 3×crop in [-1, 1], labels are train ids. `source` makes the translations, None where there are none.
     Night images come from step `--ssl-start` on. `days`: the images by their name in the sample, of which "day" has
@@ -111,6 +115,10 @@ class Draw:
         self.nights = Photographs([path for s in nights for path in s.images], options.size)
         self.days = {name: Photographs(s.images, options.size) for name, s in days.items() if name != "day"}
         self.days = {"day": LabelledPhotographs(days["day"], options.size)} | self.days
+        self.rare = None
+        if options.ssl and options.mix and isinstance(source, Network):
+            given = f"--mix: pastes from translations in a folder, not from {source.name} on the fly"
+            raise InputError(f"{given}; daynight translate writes them, --translated takes them")
 
     def __call__(self, g: torch.Generator, step: int) -> dict[str, torch.Tensor]:
         sample = self.day("day", g)
@@ -119,18 +127,25 @@ class Draw:
                 sample |= self.day("unlabelled_day", g)
             night = self.night(g)
             sample["weak_night"] = add_noise(night, self.options.weak_noise, g)
+            if self.options.mix:
+                pasted = half_of_classes(sample["labels"], g)
+                night = torch.where(pasted, sample.get("fake_day", sample["day"]), night)
+                sample["pasted"] = sample["labels"].where(pasted, 255)
             sample["strong_night"] = add_noise(jitter(night, self.options.jitter, g), self.options.strong_noise, g)
         return sample
 
     def day(self, name: str, g: torch.Generator) -> dict[str, torch.Tensor]:
         """A crop of a day image: with its labels (of the labelled set) and its translation."""
-        photographs = self.days[name]
-        i = choose(len(photographs), g)
+        photographs, rare = self.days[name], self.rare if name == "day" else None
+        i, drawn = rare(g) if rare else (choose(len(photographs), g), None)
         image = photographs.levels(i)
         shape = tuple(image.shape[1:])
         # read before anything more is drawn: a label that cannot be read leaves the generator where it is
         labels = photographs.label(i, *shape) if name == "day" else None
-        cut_from = self.place(shape, g)
+        for _ in range(PLACES if rare else 1):
+            cut_from = self.place(shape, g)
+            if rare and rare.in_crop(cut_from(labels, fill=255), drawn):
+                break
         sample = {name: cut_from(image)}
         if labels is not None:
             sample["labels"] = cut_from(labels, fill=255)[0]
@@ -164,3 +179,8 @@ class Draw:
                 photographs.keep_in(cache, f"{kind}--{name.replace('_', '-')}")
         if len(self.nights):
             self.nights.keep_in(cache, "--night")
+        if self.options.rare_classes:
+            labelled, skip = self.days["day"].image_set, self.options.skip_unreadable
+            salt = f"{labelled.label_kind.meaning} {labelled.classes}"
+            counts = cache.array(labelled.labels, salt, lambda: count_classes(labelled, skip))
+            self.rare = RareClasses(torch.from_numpy(counts[:, : len(labelled.classes)]), self.options.rare_classes)

@@ -11,17 +11,22 @@ from torch.nn import functional as F
 from daynight.models import backbones
 
 
+def dilated(channels: int, stride: int, hidden: int) -> nn.ModuleList:
+    """fc6 of DeepLabV2's four branches. A larger stride has smaller rates, which span as many pixels."""
+    rates = [max(1, rate * 8 // stride) for rate in (6, 12, 18, 24)]
+    return nn.ModuleList(nn.Conv2d(channels, hidden, 3, padding=rate, dilation=rate) for rate in rates)
+
+
 class ASPP(nn.Module):
-    """DeepLabV2's head: four dilated branches, summed. A larger stride has smaller rates, which span as many pixels."""
+    """DeepLabV2's head: four dilated branches, summed."""
 
     stages, finest = 1, -1
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], hidden: int, classes: int):
         super().__init__()
-        channels, rates = sum(channels), [max(1, rate * 8 // strides[-1]) for rate in (6, 12, 18, 24)]
-        self.fc6 = nn.ModuleList(nn.Conv2d(channels, hidden, 3, padding=rate, dilation=rate) for rate in rates)
-        self.fc7 = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in rates)
-        self.fc8 = nn.ModuleList(nn.Conv2d(hidden, classes, 1) for _ in rates)
+        self.fc6 = dilated(sum(channels), strides[-1], hidden)
+        self.fc7 = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in self.fc6)
+        self.fc8 = nn.ModuleList(nn.Conv2d(hidden, classes, 1) for _ in self.fc6)
         for layer in self.fc8:
             nn.init.normal_(layer.weight, 0, 0.01)
             nn.init.zeros_(layer.bias)
@@ -57,23 +62,27 @@ class Linear(nn.Module):
 
 
 class Fuse(nn.Module):
-    """The last four stages' maps, each through a 1×1 convolution and enlarged to the finest, summed (as SegFormer's
-    decoder, Xie et al. 2021)."""
+    """The last four stages' maps, enlarged to the finest and summed: the last through DeepLabV2's dilated convolutions,
+    which see far, the others through 1×1 convolutions."""
 
     stages, finest = 4, 0
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], hidden: int, classes: int):
         super().__init__()
         self.strides = strides
-        self.lateral = nn.ModuleList(nn.Conv2d(count, hidden, 1) for count in channels)
+        self.lateral = nn.ModuleList(nn.Conv2d(count, hidden, 1) for count in channels[:-1])
+        self.fc6 = dilated(channels[-1], strides[-1], hidden)
         self.classes = nn.Conv2d(hidden, classes, 1)
         nn.init.normal_(self.classes.weight, 0, 0.01)
         nn.init.zeros_(self.classes.bias)
 
     def shared(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        last = maps[-1]
         (height, width), total = maps[0].shape[-2:], 0
-        for x, lateral, stride in zip(maps, self.lateral, self.strides, strict=True):
-            x, scale = lateral(x), stride // self.strides[0]
+        maps = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=False)]
+        maps.append(sum(F.relu(fc6(last)) for fc6 in self.fc6))
+        for x, stride in zip(maps, self.strides, strict=True):
+            scale = stride // self.strides[0]
             if scale > 1:
                 size = [backbones.larger(n * scale, m) for n, m in zip(x.shape[-2:], (height, width), strict=True)]
                 x = F.interpolate(x, size, mode="bilinear", align_corners=False)

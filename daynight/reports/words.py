@@ -14,6 +14,7 @@ MEANINGS = {
     "kept/": ("the same of each class", "%"),
     "held_out_": ("images held out to validate", "images"),
     "ce_": ("error against the labels (Eq. 12)", "cross entropy"),
+    "ce_pasted": ("error against the labels of what is pasted onto nights", "cross entropy"),
     "ssl_": ("student apart from teacher, weighted (Eq. 15)", "loss"),
     "mask_": ("pixels that the student learns from (Eq. 14)", "share, 0 to 1"),
     "entropy": ("how unsure the teacher is of nights", "0 sure, 1 guessing"),

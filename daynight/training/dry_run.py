@@ -10,11 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
-
-from daynight.data.images import Images
+from daynight.data.images import Images, count_classes
 from daynight.data.labels import IGNORE, read_label
-from daynight.data.sets import ImageSet, evenly
+from daynight.data.sets import ImageSet, evenly, thinned
 from daynight.system.console import counted, duration, say, warn
 from daynight.system.errors import InputError, Unreadable
 from daynight.training.checkpoint import Checkpoint, checkpoints_in
@@ -102,17 +100,8 @@ def gib(size: float) -> str:
 def check_labels(image_set: ImageSet) -> None:
     """Look at up to 200 labels of a set: say which classes occur in none. Raises `InputError` where nothing can be
     learned from them, because all is ignored or only one class occurs; only warns where not all were looked at."""
-    labels = [image_set.labels[i] for i in evenly(len(image_set.labels), 200)]
-
-    def count(path: Path) -> np.ndarray:
-        try:
-            values = read_label(path, image_set.label_kind, image_set.classes)
-        except Unreadable:  # the training says so, or skips it
-            return np.zeros(256, int)
-        return np.bincount(values.ravel(), minlength=256)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        pixels = sum(pool.map(count, labels))
+    labels = thinned(image_set, 200).labels
+    pixels = count_classes(thinned(image_set, 200), skip=True).sum(0)
     names, problem = image_set.classes.names, ""
     seen = [name for name, pixel in zip(names, pixels, strict=False) if pixel]
     if pixels[IGNORE] and not seen:

@@ -1,13 +1,14 @@
 """What a step draws hangs on (seed, step, slot) alone: not on workers, processes or where the run began."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from PIL import Image
 
 from daynight.data.images import Images, Photographs
-from daynight.data.sampling import Skipped, batches, choose, generator
+from daynight.data.sampling import RareClasses, Skipped, batches, choose, generator
 from daynight.system.errors import InputError, RunError
 
 
@@ -131,3 +132,17 @@ def test_a_full_disk_is_named_with_the_list_of_what_was_skipped(tmp_path):
     (tmp_path / "skipped.txt").symlink_to("/dev/full")
     with pytest.raises(RunError, match="skipped.txt: cannot be written .No space left on device.$"):
         Skipped(tmp_path / "skipped.txt", resumed=True).add("a.png: broken")
+
+
+def test_rare_classes_by_the_formula():
+    counts = torch.tensor([[900, 100, 0, 0], [980, 0, 20, 0], [1000, 0, 0, 0]])
+    shares, temperature = [2880 / 3000, 100 / 3000, 20 / 3000], 0.5
+    weights = [math.exp((1 - share) / temperature) for share in shares]
+    rare, drawn = RareClasses(counts, temperature), []
+    for slot in range(4000):
+        image, of_class = rare(generator(0, 0, slot))
+        assert counts[image, of_class] > 0
+        drawn.append(of_class)
+    for of_class, weight in enumerate(weights):
+        assert drawn.count(of_class) / len(drawn) == pytest.approx(weight / sum(weights), abs=0.03)
+    assert rare.in_crop(torch.tensor([[2] + [0] * 1999]), 2) and not rare.in_crop(torch.tensor([[2] + [0] * 2000]), 2)

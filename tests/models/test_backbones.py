@@ -154,6 +154,10 @@ def test_fused_maps_lie_over_one_another():
     for lateral in [*model.head.lateral, model.head.classes]:
         nn.init.constant_(lateral.weight, 1 / lateral.in_channels)
         nn.init.zeros_(lateral.bias)
+    for branch in model.head.fc6:  # each its place alone
+        nn.init.zeros_(branch.weight)
+        branch.weight.data[:, :, 1, 1] = 1 / branch.in_channels / len(model.head.fc6)
+        nn.init.zeros_(branch.bias)
     found = model(torch.zeros(1, 3, height, width), features=maps)[0, 0] / len(maps)
     # at the border the coarsest map has no neighbour to interpolate with
     assert torch.allclose(found[20:-20], rows[0, 0, 20:-20], atol=1e-3)

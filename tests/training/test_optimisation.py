@@ -36,18 +36,33 @@ def state(run, step):
     return load_file(run / f"checkpoint-{step:07d}/state.safetensors")
 
 
-def test_a_vision_transformer_is_trained_and_resumed_bit_for_bit(home):
-    line = f"{SEG} --backbone test_vit --backbone-weights vit.safetensors --steps 4 --save-every 2 {MODERN}"
-    whole = daynight(f"{line} --out whole", home)
-    assert (whole.code, whole.err) == (0, "") and "test_vit runs at output stride 16, its own" in whole.out
+def trained_and_resumed(line: str, home):
+    """What the training of 4 steps says, whose second half a resumed run repeats to the bit."""
+    whole = daynight(f"{line} --steps 4 --save-every 2 --out whole", home)
+    assert whole.code == 0, whole
     shutil.copytree(home / "whole", home / "again")
     for path in ((home / "again").glob("checkpoint-0000004*"), (home / "again").glob("*teacher")):
         for folder in path:
             shutil.rmtree(folder)
-    again = daynight(f"{line} --out again", home)
+    again = daynight(f"{line} --steps 4 --save-every 2 --out again", home)
     assert again.code == 0 and "at step 2 of 4" in again.out
     expected, found = state(home / "whole", 4), state(home / "again", 4)
     assert expected.keys() == found.keys() and all(torch.equal(found[name], x) for name, x in expected.items())
+    return whole
+
+
+def test_the_recipe_best_is_trained_and_resumed_bit_for_bit(home):
+    line = f"{SEG} --config best --backbone test_resnet --backbone-weights random --log-every 1"
+    assert trained_and_resumed(line, home).err == ""
+    logged = [json.loads(text) for text in (home / "whole/metrics.jsonl").read_text().splitlines()]
+    assert len(logged) == 4 and all(entry["ce_pasted"] > 0 for entry in logged)
+    options = json.loads((home / "whole/options.json").read_text())["options"]
+    assert (options["mix"], options["rare-classes"], options["ssl-loss"], options["head"]) == (True, 0.01, "ce", "fuse")
+
+
+def test_a_vision_transformer_is_trained_and_resumed_bit_for_bit(home):
+    whole = trained_and_resumed(f"{SEG} --backbone test_vit --backbone-weights vit.safetensors {MODERN}", home)
+    assert whole.err == "" and "test_vit runs at output stride 16, its own" in whole.out
     assert daynight("predict --in dark --out labels --model whole", home).code == 0
 
 
@@ -160,6 +175,7 @@ def test_what_is_asked_of_a_backbone_holds_for_one_that_was_trained_before(home)
 def test_recipes_are_listed_and_used(home):
     listed = daynight("seg-train --config list", home)
     assert listed.code == 0 and [line.partition(":")[0] for line in listed.out.splitlines()] == [
+        "best",
         "cnn",
         "paper",
         "quick",
@@ -175,11 +191,11 @@ def test_recipes_are_listed_and_used(home):
     assert options["optimizer"] == "adamw" and options["backbone"] == "test_vit" and options["crop"] == "32"
     refused = daynight("seg-train --config vitt", home).line
     assert (
-        "--config vitt: cannot be read" in refused and "nor is it one of the recipes cnn, paper, quick, vit" in refused
+        "--config vitt: cannot be read" in refused and "nor is it one of the recipes best, cnn, paper, quick, vit" in refused
     )
 
 
-@pytest.mark.parametrize("name", ["cnn", "paper", "quick", "vit"])
+@pytest.mark.parametrize("name", ["best", "cnn", "paper", "quick", "vit"])
 def test_every_recipe_is_of_options_that_there_are(name):
     from daynight import cli
 
