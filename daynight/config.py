@@ -232,7 +232,7 @@ class SegTrainOptions(TrainingOptions):
     strong_noise: float = Optimisation(0.1, "σ of the noise of A_s, for images in [-1, 1].", min=0, max=2)
     jitter: float = Optimisation(0.4, "Colour jitter of A_s: factors of 1 ± this.", min=0, max=1)
     mix: bool = Optimisation(False, "Paste half of a translated crop's classes onto the student's nights (DACS).")
-    ssl_loss: Literal["square", "ce"] = Optimisation("square", "square: Eq. 15; ce: cross-entropy, weighted (DAFormer).")
+    ssl_loss: Literal["square", "ce"] = Optimisation("square", "square: Eq. 15; ce: cross-entropy (DAFormer).")
     rare_classes: float = Optimisation(
         0.0, "Draw day images by their rare classes: T of DAFormer, as 0.01; 0: all alike.", min=0, max=1
     )

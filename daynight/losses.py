@@ -66,7 +66,7 @@ def consistency(teacher_probabilities, student_logits, mask):
 
 
 def pseudo_labels(teacher_probabilities, student_logits, weights):
-    """In place of Eq. 15 (Hoyer et al. 2022, DAFormer): cross-entropy of the student (B×C×H×W) against the teacher's most
-    probable class, times `weights` (B×1×H×W), averaged over all pixels."""
+    """In place of Eq. 15 (Hoyer et al. 2022, DAFormer): cross-entropy of the student (B×C×H×W) against the teacher's
+    most probable class, times `weights` (B×1×H×W), averaged over all pixels."""
     each = F.cross_entropy(student_logits.float(), teacher_probabilities.argmax(1), reduction="none")
     return (weights[:, 0] * each).mean()

@@ -125,7 +125,8 @@ def train(options: SegTrainOptions, rehearsed: int = 2) -> Cost | None:
     health = TeacherHealth(days["day"].classes.names, patience, run.logger.lines(run.first, 2 * patience))
 
     run.begin_previews(previewer(held, sets, options.size, teacher.model, run.device))
-    accelerator, plain_student, look, frozen = run.accelerator, student, teacher.model, options.freeze_backbone
+    accelerator, plain_student, look = run.accelerator, student, teacher.model
+    terms_of = partial(student_terms, frozen=options.freeze_backbone, loss=options.ssl_loss)
     student, optimizer = accelerator.prepare(student.train(), optimizer)
     if options.compile:
         student, look = torch.compile(student), torch.compile(look)
@@ -151,7 +152,7 @@ def train(options: SegTrainOptions, rehearsed: int = 2) -> Cost | None:
             dropout = [generator(options.seed, step, f"dropout {s}", run.device) for s in run.slots] * len(noisy)
             rho, weight = (ramp(step, run.total, *numbers(values)) for values in (options.rho, options.lambda_ssl))
         with accelerator.autocast():
-            terms, taught = student_terms(student, look, batch, clean, noisy, valid, dropout, rho, weight, frozen, options.ssl_loss)
+            terms, taught = terms_of(student, look, batch, clean, noisy, valid, dropout, rho, weight)
         seen = {f"mask_{name}": mask.mean() for name, (_, mask) in taught.items()}
         if taught:
             seen |= health(*taught["strong_night"], batch["labels"])

@@ -55,7 +55,9 @@ def test_a_wrong_path_is_told_before_torch_is_imported(line, home, monkeypatch):
     assert "nowhere" in daynight(line, home).line
 
 
-@pytest.mark.parametrize("line", ["seg-train --day nowhere", "translate --in nowhere --out out", "eval --dataset nowhere"])
+@pytest.mark.parametrize(
+    "line", ["seg-train --day nowhere", "translate --in nowhere --out out", "eval --dataset nowhere"]
+)
 def test_a_folder_without_images_is_told_before_torch_is_imported(line, home, tmp_path, monkeypatch):
     (tmp_path / "nowhere/sub").mkdir(parents=True)
     (tmp_path / "nowhere/sub/readme.txt").touch()

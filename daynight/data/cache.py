@@ -67,7 +67,6 @@ class Cache:
             warn(f"--cache {self.folder}: {error.strerror}; {name} is read from its files every time")
         return None
 
-
     def array(self, paths: Sequence[Path], salt: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """What `make()` finds in the files of `paths`, kept until one of them or `salt` changes."""
         if not self.folder or not self.left:

@@ -31,8 +31,8 @@ class RareClasses:
     """Rare class sampling (Hoyer et al. 2022, DAFormer): draws a class c, p(c) ∝ exp((1 - f_c) / T), where f_c is its
     share of all labelled pixels, and an image that has it.
 
-    `counts`: pixels of each class in each image, images×classes. `temperature`: T. A class is in an image, or in a crop,
-    that has at least a `LEAST` part of it.
+    `counts`: pixels of each class in each image, images×classes. `temperature`: T. A class is in an image, or in a
+    crop, of which at least a part of `LEAST` is it.
     """
 
     LEAST = 1 / 2000

@@ -7,12 +7,15 @@ After a stop, the same line continues: trainings resume, and finished work is no
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -40,6 +43,7 @@ TARGETS = {
 }
 DAYNIGHT, RIVALS = ("-m", "daynight"), HERE.parent / "rivals"
 SHOWN = ("baseline", "cyclegan+fl+day", "ssl", "darken+ssl")  # the rows of figure.png, if they are there
+KEPT = ("baseline", "cyclegan+fl+day", "ssl", "best")
 DUSK_AGAIN = 10  # links to each of the oracle's dusk images: together as many as day images
 
 
@@ -107,24 +111,35 @@ ROWS = {
     "baseline, linear": Row("--train-on day --head linear"),
     "ssl, linear": Row("--ssl --head linear", "cyclegan+fl"),
     "baseline, fuse": Row("--train-on day --head fuse"),
-    "ssl, fuse": Row("--ssl --head fuse", "cyclegan+fl"),
+    "cyclegan+fl+day, fuse": Row("--train-on both --head fuse", "cyclegan+fl"),
     "baseline, adamw": Row(f"--train-on day {ADAMW}"),
     "ssl, adamw": Row(f"--ssl {ADAMW}", "cyclegan+fl"),
     # only this row uses labels of dusk: each half is scored by the model that learned from the other half
     "oracle": Row("--train-on day"),
 }
+# the parts of the recipe best: all, each beside the full method, all without each
+PARTS = {
+    "fuse": "--head fuse",
+    "mix": "--mix",
+    "rare": "--rare-classes 0.01",
+    "ce": "--ssl-loss ce --lambda-ssl 1,1 --rho 0.9,0.9",
+}
+ROWS["best"] = Row(" ".join(["--ssl", *PARTS.values()]), "cyclegan+fl")
+for part, options in PARTS.items():
+    others = [words for name, words in PARTS.items() if name != part]
+    ROWS[f"ssl, {part}"] = Row(f"--ssl {options}", "cyclegan+fl")
+    ROWS[f"best less {part}"] = Row(" ".join(["--ssl", *others]), "cyclegan+fl")
 
 
 def run(*words) -> float:
     """Run a program as a person would type it; if it fails, this program ends. Returns the CPU minutes it took."""
     words = [str(word) for word in words]
     print(*words, flush=True)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = subprocess.run([sys.executable, *words]).returncode
-    if code:
+    # wait4, as programs may run beside each other: it tells what this one took
+    _, status, used = os.wait4(subprocess.Popen([sys.executable, *words]).pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
         sys.exit(code)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
+    return (used.ru_utime + used.ru_stime) / 60
 
 
 class Table1:
@@ -135,13 +150,14 @@ class Table1:
         self.night = ["--night", data / night]
         self.weights = data / "weights/tf_efficientnet_lite0.safetensors"
         self.translating, self.segmenting = (HERE / f"{name}-{recipe}.json" for name in ("translator", "segmentation"))
-        self.minutes = self.out / "minutes.json"
+        self.minutes, self.alone = self.out / "minutes.json", Lock()
         self.out.mkdir(parents=True, exist_ok=True)
 
     def spend(self, name: str, minutes: float) -> None:
         """Add to the minutes of a row or a translator; the minutes of a stopped run are not known."""
-        spent = json.loads(self.minutes.read_text()) if self.minutes.is_file() else {}
-        write_json(self.minutes, spent | {name: spent.get(name, 0) + minutes})
+        with self.alone:
+            spent = json.loads(self.minutes.read_text()) if self.minutes.is_file() else {}
+            write_json(self.minutes, spent | {name: spent.get(name, 0) + minutes})
 
     def translator(self, name: str) -> Path:
         """Return a learned translator's finished run. All seeds share it."""
@@ -199,6 +215,13 @@ class Table1:
             shutil.rmtree(checkpoint)
         return folder
 
+    def train_all(self, rows: list[str], seeds: int, beside: int = 1) -> None:
+        """Train and score all rows with all seeds, `beside` of them at once."""
+        for name in dict.fromkeys(ROWS[row].translator for row in rows if ROWS[row].translator):
+            self.translations(name)
+        with ThreadPoolExecutor(beside) as pool:
+            list(pool.map(lambda training: self.train(*training), product(rows, range(seeds))))
+
     def seg_train(self, name: str, seed: int, day: Path, folder: Path) -> None:
         row = ROWS[name]
         words = ["--config", self.segmenting, "--backbone-weights", self.weights, "--seed", seed, *row.options.split()]
@@ -233,8 +256,9 @@ class Table1:
     def score(self, folder: Path, sets: list[Path]) -> list[dict]:
         """Score by `eval`; keep each image's counts, so that any classes can be averaged over any images later."""
         options = EvalOptions(model=[str(folder)], dataset=[str(path) for path in sets])
-        accelerator = make_accelerator("auto")
-        results = [score(*pair, options, accelerator) for pair in compare(options, accelerator)[2]]
+        with self.alone:
+            accelerator = make_accelerator("auto")
+            results = [score(*pair, options, accelerator) for pair in compare(options, accelerator)[2]]
         return [result.entry | {"of_images": result.of_images.tolist()} for result in results]
 
     def scores(self, row: str) -> list[dict]:
@@ -255,6 +279,13 @@ class Table1:
                 lines.append(f"| {row} | {len(seeds)} | " + " | ".join(cells) + " |")
         lines += ["", *(f"{name}: {spent:.0f} CPU minutes." for name, spent in minutes.items() if " " in name[:11])]
         return "\n".join(lines + ["", self.images()])
+
+    def leave(self) -> None:
+        """Copy the teachers of `KEPT`, seed 0, each with its card, to models/ beside the targets' folders."""
+        for row in KEPT:
+            teacher = self.out / f"runs/{row}-0/teacher"
+            if teacher.is_dir():
+                shutil.copytree(teacher, self.out.parent / f"models/{self.out.name}-{row}", dirs_exist_ok=True)
 
     def images(self) -> str:
         """Write a table of the accuracy on each image of the target, seed 0."""
@@ -354,6 +385,7 @@ def main() -> None:
     parser.add_argument("--target", choices=TARGETS, default="night")
     parser.add_argument("--recipe", choices=["cpu", "gpu"], default="cpu", help="settings: *-cpu.json or *-gpu.json")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds: 0, 1, …")
+    parser.add_argument("--beside", type=int, default=1, help="trainings at once: 8 fit on a large GPU")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS)[:5], metavar="ROW", help="; ".join(ROWS))
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw scenes of BDD100K by --models; train nothing")
     parser.add_argument(
@@ -372,12 +404,11 @@ def main() -> None:
     table = Table1(given.data, given.out, given.target, given.recipe)
     if given.study:
         return table.study()
-    for seed in range(given.seeds):
-        for row in given.rows:
-            table.train(row, seed)
+    table.train_all(given.rows, given.seeds, given.beside)
     report = table.report()
     (table.out / "table.md").write_text(report + "\n")
     table.figure()
+    table.leave()
     print(report)
 
 

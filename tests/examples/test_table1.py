@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,34 @@ def test_rows_by_night(table, data):
     assert "translator cyclegan+fl: 3 CPU minutes." in report
     night.figure()
     assert (night.out / "figure.png").is_file()
+
+
+def test_the_best_recipe_less_a_part_and_the_teachers_that_are_left(table):
+    dusk = table("dusk")
+    dusk.train_all(["best", "best less mix"], 1)
+    logged = [dusk.out / f"runs/{row}-0/metrics.jsonl" for row in ("best", "best less mix")]
+    assert ["ce_pasted" in file.read_text() for file in logged] == [True, False]
+    dusk.leave()
+    (model,) = (dusk.out.parent / "models").iterdir()
+    assert model.name == "dusk-best" and (model / "README.md").is_file()
+    assert daynight(f"eval --model '{model}' --dataset {dusk.data}/camvid_dusk").code == 0
+
+
+def test_the_recipe_best_is_the_row():
+    recipe = json.loads((EXAMPLES.parent / "daynight/recipes/best.json").read_text())["seg-train"]
+    words = table1.ROWS["best"].options.split()
+    for part in ("head", "ssl-loss", "rare-classes", "lambda-ssl", "rho"):
+        assert words[words.index(f"--{part}") + 1] == str(recipe[part])
+    assert "--mix" in words and recipe["mix"] is True
+
+
+def test_programs_beside_each_other_each_tell_their_time():
+    with ThreadPoolExecutor(2) as pool:
+        long, short = pool.map(lambda n: table1.run("-c", f"sum(range({n}))"), (60_000_000, 10))
+    assert long > short > 0
+    with pytest.raises(SystemExit) as stopped:
+        table1.run("-c", "raise SystemExit(3)")
+    assert stopped.value.code == 3
 
 
 def test_the_oracle_scores_each_half_by_who_has_not_seen_it(table, data):

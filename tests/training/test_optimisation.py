@@ -190,9 +190,8 @@ def test_recipes_are_listed_and_used(home):
     options = json.loads((home / "run/options.json").read_text())["options"]
     assert options["optimizer"] == "adamw" and options["backbone"] == "test_vit" and options["crop"] == "32"
     refused = daynight("seg-train --config vitt", home).line
-    assert (
-        "--config vitt: cannot be read" in refused and "nor is it one of the recipes best, cnn, paper, quick, vit" in refused
-    )
+    assert "--config vitt: cannot be read" in refused
+    assert "nor is it one of the recipes best, cnn, paper, quick, vit" in refused
 
 
 @pytest.mark.parametrize("name", ["best", "cnn", "paper", "quick", "vit"])
