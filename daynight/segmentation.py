@@ -243,9 +243,10 @@ def build_student(options: SegTrainOptions, day_set: ImageSet) -> DeepLabV2:
         student = load_model(options.init, "teacher", "--init", DeepLabV2)
         if student.config["names"] != list(classes.names):
             raise InputError(f"--init {options.init}: its classes are not those of --day {options.day}")
-        if options.backbone not in (SegTrainOptions.backbone, student.config["backbone"]):
-            had = student.config["backbone"]
-            raise InputError(f"--backbone {options.backbone}: --init {options.init} has {had}; leave it out")
+        for name in ("backbone", "head"):
+            given, had = getattr(options, name), student.config[name]
+            if given not in (getattr(SegTrainOptions, name), had):
+                raise InputError(f"--{name} {given}: --init {options.init} has {had}; leave it out")
         student.config["size"] = options.size
         return student
 

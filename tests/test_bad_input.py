@@ -268,6 +268,7 @@ TABLE = [
         ("--day dark", "--day", "data/dark", "labels"),
         ("--init runs/day2night", "--init runs/day2night"),
         ("--init runs/city", "--init runs/city", "classes"),
+        ("--init runs/seg --head fuse --train-on day", "--head fuse", "aspp", "leave it out"),
         ("--night nowhere --ssl --train-on day", "--night", "data/nowhere"),
         ("--night void --ssl --train-on day", "--night", "void"),
         ("--train-on night", "--train-on", "translated"),

@@ -171,7 +171,7 @@ class Run:
 
     def slow(self, seconds: float) -> str:
         """What to do about a training that takes more than a day; "" where it does not."""
-        other = "fewer --steps" if self.options.config == "quick" else "--config quick is for one CPU"
+        other = "fewer --steps" if self.options.config in ("best", "quick") else "--config quick is for one CPU"
         return f"; more than a day: {other} (--config list shows the recipes)" * (seconds > 86400)
 
     def moved(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
