@@ -117,18 +117,15 @@ ROWS = {
     # only this row uses labels of dusk: each half is scored by the model that learned from the other half
     "oracle": Row("--train-on day"),
 }
-# the parts of the recipe best: all, each beside the full method, all without each
-PARTS = {
-    "fuse": "--head fuse",
-    "mix": "--mix",
-    "rare": "--rare-classes 0.01",
-    "ce": "--ssl-loss ce --lambda-ssl 1,1 --rho 0.9,0.9",
-}
-ROWS["best"] = Row(" ".join(["--ssl", *PARTS.values()]), "cyclegan+fl")
-for part, options in PARTS.items():
+# the recipe best, and parts that could be added to it: each, all, all but one, all without best's head
+PARTS = {"mix": "--mix", "rare": "--rare-classes 0.01", "ce": "--ssl-loss ce --lambda-ssl 1,1 --rho 0.9,0.9"}
+ROWS["best"] = Row("--ssl --head fuse", "cyclegan+fl")
+for part in PARTS:
     others = [words for name, words in PARTS.items() if name != part]
-    ROWS[f"ssl, {part}"] = Row(f"--ssl {options}", "cyclegan+fl")
-    ROWS[f"best less {part}"] = Row(" ".join(["--ssl", *others]), "cyclegan+fl")
+    ROWS[f"best, {part}"] = Row(f"--ssl --head fuse {PARTS[part]}", "cyclegan+fl")
+    ROWS[f"best, all but {part}"] = Row(" ".join(["--ssl --head fuse", *others]), "cyclegan+fl")
+ROWS["best, all"] = Row(" ".join(["--ssl --head fuse", *PARTS.values()]), "cyclegan+fl")
+ROWS["ssl, all"] = Row(" ".join(["--ssl", *PARTS.values()]), "cyclegan+fl")
 
 
 def run(*words) -> float:

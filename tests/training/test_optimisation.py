@@ -51,8 +51,9 @@ def trained_and_resumed(line: str, home):
     return whole
 
 
-def test_the_recipe_best_is_trained_and_resumed_bit_for_bit(home):
+def test_what_goes_beyond_the_paper_is_trained_and_resumed_bit_for_bit(home):
     line = f"{SEG} --config best --backbone test_resnet --backbone-weights random --log-every 1"
+    line += " --mix --rare-classes 0.01 --ssl-loss ce --lambda-ssl 1,1"
     assert trained_and_resumed(line, home).err == ""
     logged = [json.loads(text) for text in (home / "whole/metrics.jsonl").read_text().splitlines()]
     assert len(logged) == 4 and all(entry["ce_pasted"] > 0 for entry in logged)
