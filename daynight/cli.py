@@ -122,7 +122,9 @@ def check_places(command: str, options) -> None:
         for value in given if isinstance(given, list) else filter(None, [given]):
             if name in data - unread:
                 if not value.startswith("hf:") and not tagged_night(value, root):
-                    check_images(find(value, root, option, name == "in_"), option)
+                    place = find(value, root, option, name == "in_")
+                    if name != "translated":  # what is missing there is told by the days
+                        check_images(place, option)
             elif name in ("feature_weights", "backbone_weights"):
                 weights_file(value, options.backbone if name[0] == "b" else options.feature_network, option)
             elif name in ("list_", "class_map", "table") and not os.path.exists(value):

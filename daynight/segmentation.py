@@ -41,7 +41,6 @@ from daynight.training.validation import (
 )
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-SSL_LOSSES = {"square": losses.consistency, "ce": losses.pseudo_labels}
 # the value of a validation that --keep-best names
 BEST_BY = {"day": "day_miou", "labelled": "validate_on_miou", "none": "none"}
 
@@ -69,13 +68,13 @@ def student_terms(student, teacher, batch, clean, noisy, valid, dropout, rho, we
             targets = teacher(images, features=maps(noisy.values())).float().softmax(1)
         for (name, x), target in zip(split(noisy_logits, noisy), targets.chunk(len(noisy)), strict=True):
             mask = losses.confidence_mask(target, rho)  # Eq. 14
-            taught[name], weights = (target, mask), mask
+            taught[name], weights, teach = (target, mask), mask, losses.consistency  # Eq. 15
             if loss == "ce":
-                weights = mask.mean((1, 2, 3), keepdim=True).expand_as(mask)
+                weights, teach = mask.mean((1, 2, 3), keepdim=True).expand_as(mask), losses.pseudo_labels
             if name == "strong_night" and (pasted := batch.get("pasted")) is not None:
                 terms["ce_pasted"] = losses.cross_entropy(x, pasted, pasted.numel())
                 weights = weights * (pasted == 255)[:, None]
-            terms[f"ssl_{name}"] = weight * SSL_LOSSES[loss](target, x, weights)  # Eq. 15
+            terms[f"ssl_{name}"] = weight * teach(target, x, weights)
     return terms, taught
 
 
@@ -123,7 +122,6 @@ def train(options: SegTrainOptions, rehearsed: int = 2) -> Cost | None:
     patience = min(2000, max(100, run.total // 5))
     # of a class without accepted pixels for longer than that, the run has warned already
     health = TeacherHealth(days["day"].classes.names, patience, run.logger.lines(run.first, 2 * patience))
-
     run.begin_previews(previewer(held, sets, options.size, teacher.model, run.device))
     accelerator, plain_student, look = run.accelerator, student, teacher.model
     terms_of = partial(student_terms, frozen=options.freeze_backbone, loss=options.ssl_loss)

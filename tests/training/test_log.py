@@ -6,6 +6,7 @@ from dataclasses import replace
 import accelerate.tracking
 import numpy as np
 import pytest
+import trees
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from test_cli import clean, daynight  # noqa: F401 (clean is a fixture)
 from test_run import data, metrics, one_thread, seg_options, train  # noqa: F401 (fixtures)
@@ -84,10 +85,11 @@ def test_one_that_cannot_begin_is_said_in_a_line(data, tmp_path, told, monkeypat
 
 
 def test_what_is_no_tracker_or_not_installed_is_refused(monkeypatch, tmp_path):
-    line = daynight("seg-train --day . --log tensorbord", tmp_path).line
+    trees.image(tmp_path / "day/0.png")
+    line = daynight("seg-train --day day --log tensorbord", tmp_path).line
     assert "--log tensorbord" in line and all(name in line for name in LOGGER_TYPE_TO_CLASS)
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [])
     for name in LOGGER_TYPE_TO_CLASS:
-        line = daynight(f"translate-train --day . --night . --log {name}", tmp_path).line
+        line = daynight(f"translate-train --day day --night day --log {name}", tmp_path).line
         assert f"--log {name}: the package {name} is not installed; pip install {name}" in line
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["day"]

@@ -183,6 +183,7 @@ def test_recipes_are_listed_and_used(home):
         "vit",
     ]
     assert [x.partition(":")[0] for x in daynight("translate-train --config list", home).out.splitlines()] == [
+        "best",
         "paper",
         "quick",
     ]
