@@ -106,8 +106,17 @@ class LabelledPhotographs(Photographs):
 
     def keep_in(self, cache: Cache, name: str) -> None:
         super().keep_in(cache, name)
-        made_of = f"{self.image_set.label_kind.meaning} {self.image_set.classes}"
-        self.kept_labels = cache.add(f"{name} labels", self.image_set.labels, self.size, 1, made_of)
+        self.kept_labels = cache.add(f"{name} labels", self.image_set.labels, self.size, 1, self.made_of)
+
+    @property
+    def made_of(self) -> str:
+        """What train ids depend on beside the labels' files."""
+        return f"{self.image_set.label_kind.meaning} {self.image_set.classes}"
+
+    def counts(self, cache: Cache, skip: bool) -> torch.Tensor:
+        """Pixels of each class in each label, images×classes: see `count_classes`. The cache keeps them."""
+        counts = cache.array(self.image_set.labels, self.made_of, lambda: count_classes(self.image_set, skip))
+        return torch.from_numpy(counts[:, : len(self.image_set.classes)])
 
     def label(self, i: int, height: int, width: int) -> torch.Tensor:
         """1×height×width train ids (uint8), 255 = ignore. The label's file must be as large as its image's."""

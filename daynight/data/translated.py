@@ -11,7 +11,7 @@ import torch
 
 from daynight.config import SegTrainOptions, pair
 from daynight.data.cache import Cache, digest
-from daynight.data.images import LabelledPhotographs, Photographs, count_classes
+from daynight.data.images import LabelledPhotographs, Photographs
 from daynight.data.layouts.tree import locate
 from daynight.data.sampling import RareClasses, choose
 from daynight.data.sets import ImageSet, counterparts, fingerprint
@@ -180,7 +180,5 @@ class Draw:
         if len(self.nights):
             self.nights.keep_in(cache, "--night")
         if self.options.rare_classes:
-            labelled, skip = self.days["day"].image_set, self.options.skip_unreadable
-            salt = f"{labelled.label_kind.meaning} {labelled.classes}"
-            counts = cache.array(labelled.labels, salt, lambda: count_classes(labelled, skip))
-            self.rare = RareClasses(torch.from_numpy(counts[:, : len(labelled.classes)]), self.options.rare_classes)
+            counts = self.days["day"].counts(cache, self.options.skip_unreadable)
+            self.rare = RareClasses(counts, self.options.rare_classes)

@@ -100,8 +100,8 @@ def gib(size: float) -> str:
 def check_labels(image_set: ImageSet) -> None:
     """Look at up to 200 labels of a set: say which classes occur in none. Raises `InputError` where nothing can be
     learned from them, because all is ignored or only one class occurs; only warns where not all were looked at."""
-    labels = thinned(image_set, 200).labels
-    pixels = count_classes(thinned(image_set, 200), skip=True).sum(0)
+    looked_at = thinned(image_set, 200)
+    labels, pixels = looked_at.labels, count_classes(looked_at, skip=True).sum(0)
     names, problem = image_set.classes.names, ""
     seen = [name for name, pixel in zip(names, pixels, strict=False) if pixel]
     if pixels[IGNORE] and not seen:

@@ -4,7 +4,8 @@
         --translator RUN --judge RUN --out DIR
 
 MODEL: runs of seg-train (RUN or RUN/best), all with the classes of --day. JUDGE: one that was trained on day alone.
-TRANSLATOR: a run of translate-train. --out keeps what was measured of each model, so that more models can follow.
+TRANSLATOR: a run of translate-train. --out keeps what was measured of each model with these options, so that more
+models can follow.
 Each measure is in percent, the higher the better:
 
 day: mIoU on held-out labelled day images, what --keep-best uses. translated: the same of their translations.
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 
 from daynight import losses
 from daynight.config import EvalOptions, pair
+from daynight.data.cache import digest
 from daynight.data.images import Images, LabelledPhotographs
 from daynight.data.sampling import generator
 from daynight.data.sets import evenly, load, thinned
@@ -61,8 +63,8 @@ def miou(labels, predictions, classes: int) -> float:
 class Measures:
     """What models are measured on: night images without labels, labelled day images and their translations."""
 
-    def __init__(self, given, accelerator):
-        self.accelerator, self.out = accelerator, given.out
+    def __init__(self, given, accelerator, kept: Path):
+        self.accelerator = accelerator
         judge, self.size, self.weights = self.model(given.judge), given.size, given.weights
         self.names, self.colors = classes_of(judge)
         nights = load(given.night, Path("data"), "--night", time="night").images
@@ -84,7 +86,6 @@ class Measures:
             )
             return resized([image for _, _, image in found], self.size)
 
-        kept = given.out / "images.pt"
         if kept.is_file():
             found = torch.load(kept)
             self.translated, self.judged = [Image.fromarray(x.numpy()) for x in found["translated"]], found["judged"]
@@ -173,7 +174,8 @@ def spearman(a, b) -> float:
 
 
 def spread_of(values, truth, samples: int = 1000) -> tuple[float, float]:
-    """The 95 % interval of Spearman's coefficient over samples of the models, drawn with replacement."""
+    """The 95 % interval of Spearman's coefficient over samples of the models, drawn with replacement; a model that is
+    drawn again counts once."""
     g, found = torch.Generator().manual_seed(0), []
     values, truth = torch.tensor(values), torch.tensor(truth)
     for _ in range(samples):
@@ -197,12 +199,13 @@ def main() -> None:
     accelerator, measures = make_accelerator(given.precision), None
     given.out.mkdir(parents=True, exist_ok=True)
     rows, own = {}, {}
+    asked = {name: value for name, value in vars(given).items() if name not in ("models", "out")}
     for name in given.models:
-        short = name.strip("/").replace("/", "_")[-60:]
-        file, kept = given.out / f"{short}.json", given.out / f"{short}.pt"
+        key = f"{Path(name).name}-{digest(f'{Path(name).resolve()} {asked}')}"
+        file, kept = given.out / f"{key}.json", given.out / f"{key}.pt"
         if not file.is_file():
             if measures is None:
-                measures = Measures(given, accelerator)
+                measures = Measures(given, accelerator, given.out / f"images-{digest(str(asked))}.pt")
             found, labels = measures.of(name)
             found["reverse"] = measures.reverse(labels, given.steps)
             options = EvalOptions(model=[name], dataset=[given.truth])
@@ -215,10 +218,8 @@ def main() -> None:
         rows[name] = json.loads(file.read_text())
         own[name] = torch.load(kept)
     classes = 1 + max(int(x.max()) for labels in own.values() for x in labels)
-    together = [
-        torch.stack([F.one_hot(x.long(), classes) for x in of_image]) for of_image in zip(*own.values(), strict=True)
-    ]
-    votes = [x.sum(0).argmax(-1).to(torch.uint8) for x in together]
+    images = zip(*own.values(), strict=True)
+    votes = [sum(F.one_hot(x.long(), classes) for x in same).argmax(-1).to(torch.uint8) for same in images]
     for name, row in rows.items():
         row["vote"] = miou(votes, own[name], classes)
     text = report(rows)

@@ -217,7 +217,7 @@ class Table1:
         for name in dict.fromkeys(ROWS[row].translator for row in rows if ROWS[row].translator):
             self.translations(name)
         with ThreadPoolExecutor(beside) as pool:
-            list(pool.map(lambda training: self.train(*training), product(rows, range(seeds))))
+            list(pool.map(lambda training: self.train(*training[::-1]), product(range(seeds), rows)))
 
     def seg_train(self, name: str, seed: int, day: Path, folder: Path) -> None:
         row = ROWS[name]

@@ -127,6 +127,12 @@ def test_the_recipe_best_is_the_row():
     common = json.loads((EXAMPLES / "night/segmentation-cpu.json").read_text())
     assert {key: common[key] for key in recipe.keys() & common.keys() if key[0] != "#"}.items() <= recipe.items()
     assert recipe["lambda-ssl"] == common["lambda-ssl"] and recipe["steps"] == common["steps"]
+    translators = [
+        json.loads((EXAMPLES.parent / f"daynight/recipes/{name}.json").read_text())["translate-train"].items()
+        for name in ("best", "quick")
+    ]
+    best, quick = ({key: value for key, value in items if key[0] != "#"} for items in translators)
+    assert best == quick
 
 
 def test_programs_beside_each_other_each_tell_their_time():
